@@ -1,0 +1,76 @@
+//! Bytes of a weight: owned, or a slice of a memory-mapped safetensors file that stays mapped while anyone reads it.
+
+use candle_core::safetensors::MmapedSafetensors;
+use std::ops::Deref;
+use std::sync::Arc;
+
+/// Immutable bytes, cheap to clone.
+#[derive(Clone)]
+pub struct Bytes(Inner);
+
+#[derive(Clone)]
+enum Inner {
+    /// 64-bit words so that any element type up to 8 bytes is aligned; the length is in bytes.
+    Owned(Arc<Vec<u64>>, usize),
+    Mapped {
+        _owner: Arc<MmapedSafetensors>,
+        pointer: *const u8,
+        len: usize,
+    },
+}
+
+// SAFETY: the bytes are never written after construction and the owner keeps the mapping alive.
+unsafe impl Send for Bytes {}
+// SAFETY: as above; shared reads of immutable memory.
+unsafe impl Sync for Bytes {}
+
+impl Bytes {
+    /// Copies bytes into aligned memory.
+    pub fn owned(bytes: &[u8]) -> Bytes {
+        let mut words = vec![0u64; bytes.len().div_ceil(8)];
+        // SAFETY: the words hold at least bytes.len() bytes, and u8 has no alignment or validity demands.
+        unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast::<u8>(), bytes.len()) }.copy_from_slice(bytes);
+        Bytes(Inner::Owned(Arc::new(words), bytes.len()))
+    }
+
+    /// Bytes of `tensor`, which must be a slice out of `owner`'s mapping. Copied if they are not `alignment`-aligned.
+    pub fn mapped(owner: &Arc<MmapedSafetensors>, tensor: &[u8], alignment: usize) -> Bytes {
+        if !(tensor.as_ptr() as usize).is_multiple_of(alignment) {
+            return Bytes::owned(tensor);
+        }
+        Bytes(Inner::Mapped { _owner: owner.clone(), pointer: tensor.as_ptr(), len: tensor.len() })
+    }
+
+    /// Whether the bytes live in a file mapping.
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.0, Inner::Mapped { .. })
+    }
+
+    /// The bytes as little-endian 16-bit words. The length must be even and the bytes aligned (both constructors see to it).
+    pub fn as_u16(&self) -> &[u16] {
+        let (bytes, len) = (self.as_ptr(), self.len());
+        assert!(len.is_multiple_of(2) && (bytes as usize).is_multiple_of(2));
+        // SAFETY: aligned and in bounds by the assertion; any bit pattern is a u16.
+        unsafe { std::slice::from_raw_parts(bytes.cast(), len / 2) }
+    }
+
+    /// The bytes as f32. The length must be a multiple of 4 and the bytes aligned (both constructors see to it).
+    pub fn as_f32(&self) -> &[f32] {
+        let (bytes, len) = (self.as_ptr(), self.len());
+        assert!(len.is_multiple_of(4) && (bytes as usize).is_multiple_of(4));
+        // SAFETY: aligned and in bounds by the assertion; any bit pattern is an f32.
+        unsafe { std::slice::from_raw_parts(bytes.cast(), len / 4) }
+    }
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match &self.0 {
+            // SAFETY: the words hold at least `len` bytes.
+            Inner::Owned(words, len) => unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), *len) },
+            // SAFETY: the owner keeps the mapping alive as long as self.
+            Inner::Mapped { pointer, len, .. } => unsafe { std::slice::from_raw_parts(*pointer, *len) },
+        }
+    }
+}
