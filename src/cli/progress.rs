@@ -1,0 +1,26 @@
+//! Progress bars on stderr; silent where stderr is no terminal.
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::time::Duration;
+
+/// A bar that counts parts of a job, with a message for the part at hand.
+pub fn counted(total: u64, what: &str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+    bar.set_style(style("{prefix} {wide_bar} {pos}/{len} {msg}"));
+    bar.set_prefix(what.to_string());
+    bar
+}
+
+/// The bar of a training run: step, loss, learning rate, tokens a second, time left, memory.
+pub fn training(total: u64) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+    bar.set_style(style("{prefix} {pos}/{len} {wide_bar} {msg} · {eta} left"));
+    bar.set_prefix("step");
+    bar.enable_steady_tick(Duration::from_millis(250));
+    bar
+}
+
+fn style(template: &str) -> ProgressStyle {
+    // The templates are constants of this file; the default bar is a safe answer to a mistake in them.
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("━╸─")
+}

@@ -1,0 +1,114 @@
+//! Decoding with a key/value cache: new tokens of one sequence run through the blocks against what is cached.
+//!
+//! Invariant: logits equal those of [`Llama::logits`](super::Llama::logits) over the whole sequence.
+
+use super::block::{Block, BlockContext};
+use super::llama::Llama;
+use super::pass::{Pass, Rows};
+use crate::ops::attention::{self, CacheView};
+use crate::ops::linear;
+use crate::ops::rope::{self, Direction};
+use crate::ops::{rms_norm, swiglu, Matrix};
+
+/// Keys and values of every layer for one sequence; each layer is laid out `[kv_heads, capacity, head_dim]`.
+pub struct KvCache {
+    keys: Vec<Vec<f32>>,
+    values: Vec<Vec<f32>>,
+    capacity: usize,
+    len: usize,
+}
+
+impl KvCache {
+    /// Room for `capacity` tokens of `model`.
+    pub fn new(model: &Llama, capacity: usize) -> KvCache {
+        let shape = model.attention_shape();
+        let size = shape.kv_heads * capacity * shape.head_dim;
+        let layers = model.blocks.len();
+        KvCache { keys: vec![vec![0.0; size]; layers], values: vec![vec![0.0; size]; layers], capacity, len: 0 }
+    }
+
+    /// Tokens in the cache.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing is cached.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Tokens that fit.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Forgets all but the first `len` tokens.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    /// Writes the rows of `source [n, kv_heads*head_dim]` behind the first `past` rows of each head.
+    fn store(target: &mut [f32], source: &Matrix, kv_heads: usize, capacity: usize, past: usize) {
+        let head_dim = source.cols() / kv_heads;
+        for (head, target) in target.chunks_mut(capacity * head_dim).enumerate() {
+            for row in 0..source.rows() {
+                let from = &source.row(row)[head * head_dim..(head + 1) * head_dim];
+                target[(past + row) * head_dim..(past + row + 1) * head_dim].copy_from_slice(from);
+            }
+        }
+    }
+}
+
+impl Llama {
+    /// Appends `ids` to the cached sequence and returns the logits of its last token, `[1, vocab]`.
+    ///
+    /// The caller keeps `cache.len() + ids.len()` within the capacity and the rotation table.
+    pub fn next_logits(&self, pass: &Pass<'_>, ids: &[u32], cache: &mut KvCache) -> Matrix {
+        assert!(!ids.is_empty() && cache.len + ids.len() <= cache.capacity, "the cache is too small");
+        let positions: Vec<u32> = (cache.len..cache.len + ids.len()).map(|p| p as u32).collect();
+        let context = self.context(pass, Rows { ids, positions: &positions, segments: &[] });
+        let mut x = self.embed(pass, ids);
+        for (layer, block) in self.blocks.iter().enumerate() {
+            block.forward_cached(&context, &mut x, layer, cache);
+        }
+        cache.len += ids.len();
+        let mut last = pass.arena.matrix(1, x.cols());
+        last.copy_from_slice(x.row(x.rows() - 1));
+        self.logits_of(pass, &last)
+    }
+}
+
+impl Block {
+    /// The block on new rows `x [n,H]`, in place.
+    fn forward_cached(&self, context: &BlockContext<'_>, x: &mut Matrix, layer: usize, cache: &mut KvCache) {
+        let (pass, arena, shape) = (context.pass, context.pass.arena, context.shape);
+        let (rows, past) = (x.rows(), cache.len);
+        let mut normed = arena.matrix(rows, x.cols());
+        let mut inv_rms = arena.matrix(rows, 1);
+        rms_norm::forward(x, self.input_norm.view(pass.params), context.eps, &mut normed, &mut inv_rms);
+        let project = |layer: &super::layer::LinearLayer, x: &Matrix| {
+            let view = layer.view(pass);
+            let mut y = arena.matrix(x.rows(), view.weight.rows());
+            linear::forward(&view, x.view(), &mut y, arena);
+            y
+        };
+        let (mut q, mut k, v) = (project(&self.q, &normed), project(&self.k, &normed), project(&self.v, &normed));
+        rope::apply(&mut q, shape.heads, context.positions, context.rope, Direction::Forward);
+        rope::apply(&mut k, shape.kv_heads, context.positions, context.rope, Direction::Forward);
+        KvCache::store(&mut cache.keys[layer], &k, shape.kv_heads, cache.capacity, past);
+        KvCache::store(&mut cache.values[layer], &v, shape.kv_heads, cache.capacity, past);
+
+        let mut attended = arena.matrix(rows, q.cols());
+        let view =
+            CacheView { keys: &cache.keys[layer], values: &cache.values[layer], capacity: cache.capacity, past };
+        attention::cached_forward(shape, &q, view, &mut attended);
+        let delta = project(&self.o, &attended);
+        let weight = self.post_norm.view(pass.params);
+        rms_norm::add_forward(x, &delta, weight, context.eps, &mut normed, &mut inv_rms);
+        let (gate, up) = (project(&self.gate, &normed), project(&self.up, &normed));
+        let mut activated = arena.matrix(rows, gate.cols());
+        swiglu::forward(&gate, &up, &mut activated);
+        let delta = project(&self.down, &activated);
+        x.iter_mut().zip(delta.iter()).for_each(|(x, d)| *x += d);
+    }
+}

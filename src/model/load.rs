@@ -1,0 +1,240 @@
+//! From tensors on disk to a model in memory: names, shapes, quantisation on load, what is trained.
+//!
+//! One tensor at a time is in flight: a linear is read from the map, checked for non-finite values, quantised, and only
+//! its codes stay. Dense weights stay in the file mapping. Reference for the names: transformers `modeling_llama.py`.
+
+use super::block::Block;
+use super::hf_config::ModelConfig;
+use super::layer::{DenseDtype, LinearLayer, Vector, Weight};
+use super::llama::Llama;
+use super::weights::{self, Checkpoint, RawTensor, TensorDtype};
+use crate::adapter::{self, dora, LoraConfig};
+use crate::error::{Error, Result};
+use crate::ops::rope::RopeTable;
+use crate::ops::{Param, ParamKind, ParamStore, WeightRef};
+use crate::quant::{file as nf4_file, nf4, QuantConfig, Values};
+
+/// What a run trains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    /// Adapters on a base in NF4.
+    #[default]
+    Qlora,
+    /// Adapters on a base in its own dtype.
+    Lora,
+    /// Every weight, embeddings and head included.
+    Full,
+}
+
+/// How to bring a checkpoint into memory.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// Quantise the blocks' linears to NF4 (a checkpoint that is NF4 already is taken as it is).
+    pub quantize: Option<QuantConfig>,
+    /// Train every weight.
+    pub train_all: bool,
+    /// Attach fresh adapters.
+    pub lora: Option<LoraConfig>,
+    /// Names the random initial values.
+    pub seed: u64,
+    /// Positions that the rotation table covers at first.
+    pub positions: usize,
+}
+
+impl LoadOptions {
+    /// For inference: the weights as they are stored.
+    pub fn frozen(positions: usize) -> LoadOptions {
+        LoadOptions { quantize: None, train_all: false, lora: None, seed: 0, positions }
+    }
+
+    /// For training with `method`.
+    pub fn training(method: Method, quantization: QuantConfig, lora: &LoraConfig, seed: u64) -> LoadOptions {
+        LoadOptions {
+            quantize: (method == Method::Qlora).then_some(quantization),
+            train_all: method == Method::Full,
+            lora: (method != Method::Full).then(|| lora.clone()),
+            seed,
+            positions: 0,
+        }
+    }
+}
+
+/// Where tensors come from: a checkpoint, or values made up for a bench.
+pub trait TensorSource {
+    /// The tensor `name`, which must have this shape.
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<RawTensor>;
+    /// Whether there is a tensor `name`.
+    fn contains(&self, name: &str) -> bool;
+    /// The linear weight `name` in NF4, if it is stored so.
+    fn nf4(&self, name: &str, shape: [usize; 2]) -> Result<Option<nf4::Nf4Matrix>>;
+    /// Where it is, for messages.
+    fn place(&self) -> String;
+}
+
+impl TensorSource for Checkpoint {
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<RawTensor> {
+        self.expect(name, shape)
+    }
+
+    fn contains(&self, name: &str) -> bool {
+        Checkpoint::contains(self, name)
+    }
+
+    fn nf4(&self, name: &str, shape: [usize; 2]) -> Result<Option<nf4::Nf4Matrix>> {
+        nf4_file::read(self, name, shape)
+    }
+
+    fn place(&self) -> String {
+        self.path().display().to_string()
+    }
+}
+
+/// Loads a model and the store of everything trained in it. `progress` is told each finished layer and their number.
+pub fn load(
+    config: &ModelConfig,
+    source: &dyn TensorSource,
+    options: &LoadOptions,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<(Llama, ParamStore)> {
+    let mut loader = Loader { config, source, options, params: ParamStore::default(), row_norms: Vec::new() };
+    let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+    let embedding = loader.dense("model.embed_tokens.weight", ParamKind::Embedding, vocab, hidden)?;
+    let mut blocks = Vec::with_capacity(config.num_hidden_layers);
+    for layer in 0..config.num_hidden_layers {
+        blocks.push(loader.block(layer)?);
+        progress(layer + 1, config.num_hidden_layers);
+    }
+    let norm = loader.vector("model.norm.weight", ParamKind::Norm, hidden)?;
+    let head = match config.tie_word_embeddings {
+        true => None,
+        false => Some(loader.dense("lm_head.weight", ParamKind::Head, vocab, hidden)?),
+    };
+    let rope = RopeTable::new(&config.rope, options.positions.max(1));
+    let Loader { params, row_norms, .. } = loader;
+    let dora = options.lora.as_ref().is_some_and(|lora| lora.dora);
+    let row_norms = if dora { row_norms } else { Vec::new() };
+    Ok((Llama { config: config.clone(), embedding, blocks, norm, head, rope, row_norms }, params))
+}
+
+struct Loader<'a> {
+    config: &'a ModelConfig,
+    source: &'a dyn TensorSource,
+    options: &'a LoadOptions,
+    params: ParamStore,
+    row_norms: Vec<Option<Vec<f32>>>,
+}
+
+impl Loader<'_> {
+    fn block(&mut self, layer: usize) -> Result<Block> {
+        let config = self.config;
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        let queries = config.num_attention_heads * config.head_dim;
+        let keys = config.num_key_value_heads * config.head_dim;
+        let prefix = format!("model.layers.{layer}");
+        let attention = |name: &str| format!("{prefix}.self_attn.{name}");
+        let mlp = |name: &str| format!("{prefix}.mlp.{name}");
+        let (bias, mlp_bias) = (config.attention_bias, config.mlp_bias);
+        Ok(Block {
+            input_norm: self.vector(&format!("{prefix}.input_layernorm.weight"), ParamKind::Norm, hidden)?,
+            q: self.linear(attention("q_proj"), queries, hidden, bias)?,
+            k: self.linear(attention("k_proj"), keys, hidden, bias)?,
+            v: self.linear(attention("v_proj"), keys, hidden, bias)?,
+            o: self.linear(attention("o_proj"), hidden, queries, bias)?,
+            post_norm: self.vector(&format!("{prefix}.post_attention_layernorm.weight"), ParamKind::Norm, hidden)?,
+            gate: self.linear(mlp("gate_proj"), inner, hidden, mlp_bias)?,
+            up: self.linear(mlp("up_proj"), inner, hidden, mlp_bias)?,
+            down: self.linear(mlp("down_proj"), hidden, inner, mlp_bias)?,
+        })
+    }
+
+    fn linear(&mut self, name: String, rows: usize, cols: usize, bias: bool) -> Result<LinearLayer> {
+        let weight_name = format!("{name}.weight");
+        let weight = self.linear_weight(&weight_name, rows, cols)?;
+        let bias = match bias {
+            true => Some(self.vector(&format!("{name}.bias"), ParamKind::Bias, rows)?),
+            false => None,
+        };
+        let index = self.row_norms.len();
+        let wanted = self.options.lora.as_ref().filter(|lora| lora.applies_to(&name));
+        let mut squared = None;
+        let lora = wanted.map(|config| {
+            if config.dora {
+                squared = Some(dora::row_norms_squared(weight.view(&self.params)));
+            }
+            let magnitude = squared.as_ref().map(|squared: &Vec<f32>| squared.iter().map(|v| v.sqrt()).collect());
+            let shape = adapter::LinearShape { rows, cols };
+            adapter::create(&mut self.params, &name, shape, config, magnitude, self.options.seed)
+        });
+        self.row_norms.push(squared);
+        Ok(LinearLayer { name, index, weight, bias, lora })
+    }
+
+    fn linear_weight(&mut self, name: &str, rows: usize, cols: usize) -> Result<Weight> {
+        if let Some(matrix) = self.source.nf4(name, [rows, cols])? {
+            if self.options.train_all {
+                return Err(Error::usage(format!("{}: {name} is NF4: method = \"full\" cannot train it", self.source.place()))
+                    .hint("train from the unquantised model, or use method = \"qlora\""));
+            }
+            return Ok(Weight::Nf4(matrix));
+        }
+        let Some(config) = self.options.quantize else { return self.dense(name, ParamKind::Weight, rows, cols) };
+        let tensor = self.finite_tensor(name, &[rows, cols])?;
+        let values = match tensor.dtype {
+            TensorDtype::F32 => Values::F32(tensor.bytes.as_f32()),
+            TensorDtype::F16 => Values::F16(tensor.bytes.as_u16()),
+            TensorDtype::Bf16 => Values::Bf16(tensor.bytes.as_u16()),
+            other => return Err(self.wrong_dtype(name, other)),
+        };
+        Ok(Weight::Nf4(nf4::quantize(values, rows, cols, config).map_err(|error| error.at(name))?))
+    }
+
+    fn dense(&mut self, name: &str, kind: ParamKind, rows: usize, cols: usize) -> Result<Weight> {
+        let tensor = self.finite_tensor(name, &[rows, cols])?;
+        if self.options.train_all {
+            let value = self.to_f32(name, &tensor)?;
+            return Ok(Weight::Trained(self.params.add(Param { name: name.into(), kind, rows, cols, value })));
+        }
+        let dtype = match tensor.dtype {
+            TensorDtype::F32 => DenseDtype::F32,
+            TensorDtype::F16 => DenseDtype::F16,
+            TensorDtype::Bf16 => DenseDtype::Bf16,
+            other => return Err(self.wrong_dtype(name, other)),
+        };
+        Ok(Weight::Dense { dtype, bytes: tensor.bytes, rows, cols })
+    }
+
+    fn vector(&mut self, name: &str, kind: ParamKind, len: usize) -> Result<Vector> {
+        let tensor = self.finite_tensor(name, &[len])?;
+        let value = self.to_f32(name, &tensor)?;
+        if self.options.train_all {
+            return Ok(Vector::Trained(self.params.add(Param { name: name.into(), kind, rows: 1, cols: len, value })));
+        }
+        Ok(Vector::Frozen(value))
+    }
+
+    fn finite_tensor(&self, name: &str, shape: &[usize]) -> Result<RawTensor> {
+        let tensor = self.source.tensor(name, shape)?;
+        if let Some(index) = weights::first_non_finite(&tensor) {
+            let place = self.source.place();
+            return Err(Error::failed(format!("{place}: {name}: value {index} is not finite (NaN or infinity)"))
+                .hint("the file is damaged or the model diverged when it was trained: fetch it again"));
+        }
+        Ok(tensor)
+    }
+
+    fn to_f32(&self, name: &str, tensor: &RawTensor) -> Result<Vec<f32>> {
+        let len = tensor.shape.iter().product();
+        let view = match tensor.dtype {
+            TensorDtype::F32 => return Ok(tensor.bytes.as_f32().to_vec()),
+            TensorDtype::F16 => WeightRef::F16 { bits: tensor.bytes.as_u16(), rows: 1, cols: len },
+            TensorDtype::Bf16 => WeightRef::Bf16 { bits: tensor.bytes.as_u16(), rows: 1, cols: len },
+            other => return Err(self.wrong_dtype(name, other)),
+        };
+        Ok((0..len).map(|index| view.at(0, index)).collect())
+    }
+
+    fn wrong_dtype(&self, name: &str, found: TensorDtype) -> Error {
+        Error::failed(format!("{}: {name}: expected F32, F16 or BF16, found {found:?}", self.source.place()))
+    }
+}

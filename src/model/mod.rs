@@ -1,0 +1,18 @@
+//! LLaMA-architecture models: configuration, weights, the decoder block forward and backward, the stack, the KV cache.
+
+pub mod block;
+pub mod cache;
+pub mod hf_config;
+pub mod layer;
+pub mod llama;
+pub mod load;
+pub mod pass;
+pub mod weights;
+
+pub use block::Keep;
+pub use cache::KvCache;
+pub use hf_config::ModelConfig;
+pub use llama::{Batch, Llama};
+pub use load::{load, LoadOptions, Method, TensorSource};
+pub use pass::{DoraScales, Noise, Pass, Rows};
+pub use weights::Checkpoint;

@@ -1,0 +1,57 @@
+//! The training run: from a resolved configuration to an adapter (or a full model) in the run's folder.
+//!
+//! [`step`] is one optimizer step, [`evaluate`] the held-out measure, [`metrics`] the log, [`run`] ties them together.
+
+pub mod evaluate;
+pub mod metrics;
+pub mod run;
+pub mod step;
+
+use crate::device::Compute;
+use serde::{Deserialize, Serialize};
+
+/// `[training]`: how long, how much at once, how often to look.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainingConfig {
+    /// Optimizer steps; 0: as many as `epochs` give.
+    pub steps: u64,
+    /// Passes over the training data, used when `steps` is 0.
+    pub epochs: f64,
+    /// Windows (or documents, without packing) of a micro-batch: what goes through the model at once.
+    pub micro_batch: usize,
+    /// Micro-batches of an optimizer step. Equal to one big batch: the loss is divided by the targets of the whole step.
+    pub accumulation: usize,
+    /// NEFTune's noise on the embeddings (Jain et al. 2023; 5 is usual); 0 turns it off.
+    pub neftune_alpha: f64,
+    /// Compute activations again in the backward pass: less memory, about a third more time.
+    pub recompute: bool,
+    /// Operand format of the matrix products; accumulation is f32 in both.
+    pub compute: Compute,
+    /// Threads; 0: one for each core.
+    pub threads: usize,
+    /// Evaluate on the held-out text every so many steps (and before the first and after the last); 0: only then.
+    pub evaluate_every: u64,
+    /// Write a checkpoint every so many steps; 0: only at the end.
+    pub checkpoint_every: u64,
+    /// A run of this many skipped (non-finite) steps is stopped.
+    pub max_skipped_steps: u64,
+}
+
+impl Default for TrainingConfig {
+    fn default() -> TrainingConfig {
+        TrainingConfig {
+            steps: 0,
+            epochs: 1.0,
+            micro_batch: 1,
+            accumulation: 1,
+            neftune_alpha: 0.0,
+            recompute: false,
+            compute: Compute::F32,
+            threads: 0,
+            evaluate_every: 0,
+            checkpoint_every: 0,
+            max_skipped_steps: 5,
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! One optimizer step, to be read in one sitting.
+//!
+//! ```text
+//! targets = number of target tokens of all micro-batches
+//! for each micro-batch: gradients += ∇ (Σ token losses / targets)
+//! norm = ‖gradients‖; a non-finite loss or norm skips the update
+//! gradients *= min(1, max_norm / (norm + 1e-6)); optimizer(parameters, gradients, learning rates)
+//! ```
+//!
+//! Dividing by the targets of the whole step makes accumulation equal to one big batch.
+
+use crate::data::batch::MicroBatch;
+use crate::device::Compute;
+use crate::model::{Batch, Keep, Llama, Noise, Pass, Rows};
+use crate::ops::{Arena, Gradients, ParamStore};
+use crate::optim::{clip, LearningRates, Optimizer};
+
+/// Everything that a step reads and changes.
+pub struct Engine {
+    /// The model; its trained values are in `params`.
+    pub model: Llama,
+    /// Values of everything trained.
+    pub params: ParamStore,
+    /// Gradients of the step in progress.
+    pub grads: Gradients,
+    /// Update rule and its state.
+    pub optimizer: Box<dyn Optimizer>,
+    /// Memory of the activations.
+    pub arena: Arena,
+    /// Constants of the run.
+    pub settings: StepSettings,
+}
+
+/// What stays the same from step to step.
+#[derive(Debug, Clone)]
+pub struct StepSettings {
+    /// Operand format of the matrix products.
+    pub compute: Compute,
+    /// What each block keeps for its backward pass.
+    pub keep: Vec<Keep>,
+    /// Gradients are scaled down to this global norm; 0 turns clipping off.
+    pub max_grad_norm: f64,
+    /// NEFTune's alpha; 0 turns the noise off.
+    pub neftune_alpha: f64,
+    /// Rows of a window: NEFTune's sequence length.
+    pub sequence_length: usize,
+    /// Names the random masks.
+    pub seed: u64,
+}
+
+/// What a step did.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepReport {
+    /// Mean loss of the target tokens, before the update.
+    pub loss: f64,
+    /// Global norm of the gradients, before clipping.
+    pub grad_norm: f64,
+    /// Target tokens.
+    pub targets: usize,
+    /// Rows that went through the model.
+    pub tokens: usize,
+    /// False if the loss or the norm was not finite: nothing was updated.
+    pub updated: bool,
+}
+
+impl Engine {
+    /// One update from `batches` with these learning rates. `step` counts from 0 and names the random masks.
+    pub fn step(&mut self, step: u64, batches: &[MicroBatch], rates: &LearningRates) -> StepReport {
+        let targets: usize = batches.iter().map(MicroBatch::target_count).sum();
+        let tokens = batches.iter().map(|batch| batch.ids.len()).sum();
+        let loss = self.accumulate(step, batches, targets) / targets.max(1) as f64;
+        let grad_norm = clip::global_norm(&self.grads);
+        let updated = loss.is_finite() && grad_norm.is_finite();
+        if updated {
+            let factor = clip::scale(grad_norm, self.settings.max_grad_norm);
+            self.optimizer.step(&mut self.params, &self.grads, rates, factor);
+        }
+        StepReport { loss, grad_norm, targets, tokens, updated }
+    }
+
+    /// Sets the gradients to those of `Σ token losses / targets` over all micro-batches; returns the sum of the losses.
+    pub fn accumulate(&mut self, step: u64, batches: &[MicroBatch], targets: usize) -> f64 {
+        self.grads.clear();
+        let dora = self.model.dora_scales(&self.params, &self.arena);
+        let Engine { model, params, grads, arena, settings, .. } = self;
+        let mut sum = 0.0;
+        for (index, batch) in batches.iter().enumerate() {
+            model.rope.ensure(batch.longest_segment());
+            let noise = settings.noise(step, index as u64, model.config.hidden_size);
+            let pass = Pass { params, dora: &dora, arena, compute: settings.compute, noise: Some(noise) };
+            let batch = Batch { rows: rows(batch), targets: &batch.targets, scale: 1.0 / targets.max(1) as f32 };
+            sum += model.loss_and_gradients(&pass, batch, &settings.keep, grads).sum;
+        }
+        sum
+    }
+}
+
+impl StepSettings {
+    fn noise(&self, step: u64, micro_step: u64, hidden: usize) -> Noise {
+        let size = (self.sequence_length * hidden) as f64;
+        let embedding_bound = (self.neftune_alpha / size.sqrt()) as f32;
+        Noise { seed: self.seed, step, micro_step, embedding_bound }
+    }
+}
+
+/// The rows of a micro-batch as the model takes them.
+pub fn rows(batch: &MicroBatch) -> Rows<'_> {
+    Rows { ids: &batch.ids, positions: &batch.positions, segments: &batch.segments }
+}
