@@ -27,10 +27,15 @@ unsafe impl Sync for Bytes {}
 impl Bytes {
     /// Copies bytes into aligned memory.
     pub fn owned(bytes: &[u8]) -> Bytes {
-        let mut words = vec![0u64; bytes.len().div_ceil(8)];
-        // SAFETY: the words hold at least bytes.len() bytes, and u8 has no alignment or validity demands.
-        unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast::<u8>(), bytes.len()) }.copy_from_slice(bytes);
-        Bytes(Inner::Owned(Arc::new(words), bytes.len()))
+        Bytes::filled(bytes.len(), |copy| copy.copy_from_slice(bytes))
+    }
+
+    /// `len` bytes written by `fill` into fresh aligned memory (zeroed before), without a copy.
+    pub fn filled(len: usize, fill: impl FnOnce(&mut [u8])) -> Bytes {
+        let mut words = vec![0u64; len.div_ceil(8)];
+        // SAFETY: the words hold at least `len` bytes, and u8 has no alignment or validity demands.
+        fill(unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast::<u8>(), len) });
+        Bytes(Inner::Owned(Arc::new(words), len))
     }
 
     /// Bytes of `tensor`, which must be a slice out of `owner`'s mapping. Copied if they are not `alignment`-aligned.

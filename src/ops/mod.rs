@@ -5,6 +5,13 @@ pub mod gemm;
 pub mod matrix;
 pub mod params;
 pub mod random;
+pub mod rms_norm;
+pub mod rope;
+pub mod swiglu;
+#[cfg(test)]
+pub(crate) mod testing;
+pub(crate) mod vector;
+pub(crate) mod vector_exp;
 
 pub use bytes::Bytes;
 pub use gemm::WeightRef;

@@ -1,5 +1,14 @@
-//! 4-bit NF4 storage of weights: the format and its CPU truth ([`nf4`]), and its form on disk.
+//! 4-bit NF4 storage of weights.
+//!
+//! [`nf4`] is the format, [`quantize`](mod@quantize) its CPU truth, [`double`] the 8-bit form of the scales.
 
+pub mod double;
+mod kernels;
 pub mod nf4;
+pub mod quantize;
 
 pub use nf4::{Nf4Matrix, Scales, SourceDtype};
+pub use quantize::{quantize, QuantConfig, Values};
+
+#[cfg(test)]
+mod tests;

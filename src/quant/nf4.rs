@@ -1,7 +1,13 @@
 //! NF4: 4-bit codes of a fixed 16-value codebook with one scale a block, bit for bit as bitsandbytes stores it.
+//!
+//! Layout: values are taken flat, row-major, in blocks of `block` values (the last one may be short); rows play no part.
+//! `value = round_to_dtype(NF4_CODE[code] * scale(block))`, the product in f32. Quantisation is in [`super::quantize`].
+//! Reference: Dettmers et al., "QLoRA" (2023), §3 and appendix E; the golden vectors made with bitsandbytes.
 
+use super::kernels;
 use crate::ops::bytes::Bytes;
 use half::{bf16, f16};
+use rayon::prelude::*;
 
 /// The codebook (Dettmers et al., QLoRA, appendix E), ascending.
 pub const NF4_CODE: [f32; 16] = [
@@ -24,7 +30,7 @@ pub const NF4_CODE: [f32; 16] = [
 ];
 
 /// dtype of the tensor that was quantised: dequantised values are rounded to it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SourceDtype {
     /// No rounding.
     F32,
@@ -83,6 +89,9 @@ pub struct Nf4Matrix {
     pub dtype: SourceDtype,
 }
 
+/// Values a parallel task takes: 64 KiB of f32, which stays in a core's second-level cache.
+pub(super) const TASK_VALUES: usize = 16 * 1024;
+
 impl Nf4Matrix {
     /// The f32 scale of block `index`.
     #[inline]
@@ -93,6 +102,58 @@ impl Nf4Matrix {
                 map[codes[index] as usize] * nested_absmax[index / nested_block] + offset
             }
         }
+    }
+
+    /// Number of values, `rows * cols`.
+    pub fn len(&self) -> usize {
+        self.rows * self.cols
+    }
+
+    /// Whether there is no value at all.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes of the codes and the scales.
+    pub fn stored_bytes(&self) -> usize {
+        let scales = match &self.scales {
+            Scales::Plain(values) => values.len(),
+            Scales::Double { codes, nested_absmax, .. } => codes.len() + 4 * nested_absmax.len(),
+        };
+        self.codes.len() + scales
+    }
+
+    /// All values into `out` (`rows * cols`, row-major), in parallel.
+    pub fn dequantize(&self, out: &mut [f32]) {
+        assert_eq!(out.len(), self.len());
+        // Whole blocks a task, so that every task but the last one starts and ends on a byte.
+        let task = TASK_VALUES.next_multiple_of(self.block);
+        out.par_chunks_mut(task).enumerate().for_each(|(i, out)| self.dequantize_range(i * task, out));
+    }
+
+    /// The values of one row into `out` (`cols`).
+    pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.rows && out.len() == self.cols);
+        self.dequantize_range(row * self.cols, out);
+    }
+
+    /// The values from flat index `start` on into `out`.
+    fn dequantize_range(&self, start: usize, out: &mut [f32]) {
+        let (mut at, end) = (start, start + out.len());
+        while at < end {
+            let block = at / self.block;
+            let stop = end.min((block + 1) * self.block);
+            let part = &mut out[at - start..stop - start];
+            kernels::decode(&self.codes, at, &self.value_table(block), part);
+            at = stop;
+        }
+    }
+
+    /// The 16 values that block `index` can hold: rounding the table once equals rounding each value.
+    #[inline]
+    pub fn value_table(&self, index: usize) -> [f32; 16] {
+        let scale = self.scale(index);
+        NF4_CODE.map(|code| self.dtype.round(code * scale))
     }
 
     /// The value at flat index `index`.

@@ -1,0 +1,144 @@
+//! Quantisation to NF4, bit for bit as bitsandbytes does it on a CPU.
+//!
+//! Block b: `absmax = max |x|`; the code of x is the number of midpoints `(c[i] + c[i+1]) / 2` that are below
+//! `y = clamp(x * (1 / absmax), -1, 1)`, all in f32: a tie takes the lower code. Borders of the format:
+//! - a short last block divides (`x / absmax`) instead of multiplying, and its absmax is at least 1e-38;
+//! - a full block takes the reciprocal of `max(absmax, 1e-38)` and stores absmax as it is (0 for a block of zeros);
+//! - an odd count leaves the last low nibble at 7, the code of zero.
+//!
+//! Results do not depend on the number of threads: blocks are independent.
+
+use super::double::double_quantize;
+use super::kernels;
+use super::nf4::{Nf4Matrix, Scales, SourceDtype, TASK_VALUES};
+use crate::error::{Error, Result};
+use crate::ops::bytes::Bytes;
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+use rayon::prelude::*;
+
+/// How to quantise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct QuantConfig {
+    /// Values that share a scale: a power of two from 32 to 4096.
+    pub block: usize,
+    /// Whether the scales are quantised to 8 bits as well (0.37 bits a weight less at block 64).
+    pub double: bool,
+}
+
+impl Default for QuantConfig {
+    fn default() -> Self {
+        QuantConfig { block: 64, double: true }
+    }
+}
+
+impl QuantConfig {
+    /// Refuses block sizes that the format does not have.
+    pub fn check(&self) -> Result<()> {
+        if self.block.is_power_of_two() && (32..=4096).contains(&self.block) {
+            return Ok(());
+        }
+        Err(Error::usage(format!("block = {}: expected a power of two from 32 to 4096", self.block))
+            .hint("64 is what QLoRA uses"))
+    }
+}
+
+/// Weights to quantise, row-major.
+#[derive(Clone, Copy)]
+pub enum Values<'a> {
+    /// f32.
+    F32(&'a [f32]),
+    /// IEEE half precision bits.
+    F16(&'a [u16]),
+    /// bfloat16 bits.
+    Bf16(&'a [u16]),
+}
+
+impl Values<'_> {
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        match self {
+            Values::F32(values) => values.len(),
+            Values::F16(bits) | Values::Bf16(bits) => bits.len(),
+        }
+    }
+
+    /// Whether there is no value.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// dtype of the values.
+    pub fn dtype(&self) -> SourceDtype {
+        match self {
+            Values::F32(_) => SourceDtype::F32,
+            Values::F16(_) => SourceDtype::F16,
+            Values::Bf16(_) => SourceDtype::Bf16,
+        }
+    }
+
+    /// Values `start .. start + len` as f32: the slice itself, or widened into `scratch`.
+    fn widened<'s>(&'s self, start: usize, len: usize, scratch: &'s mut [f32]) -> &'s [f32] {
+        match self {
+            Values::F32(values) => return &values[start..start + len],
+            Values::F16(bits) => {
+                bits[start..start + len].reinterpret_cast::<half::f16>().convert_to_f32_slice(&mut scratch[..len]);
+            }
+            Values::Bf16(bits) => {
+                for (wide, &bits) in scratch.iter_mut().zip(&bits[start..start + len]) {
+                    *wide = f32::from_bits(u32::from(bits) << 16);
+                }
+            }
+        }
+        &scratch[..len]
+    }
+}
+
+/// Quantises a `[rows, cols]` weight.
+///
+/// Errors: a block size outside the format, a wrong number of values, a value that is not finite (its flat index named).
+pub fn quantize(values: Values<'_>, rows: usize, cols: usize, config: QuantConfig) -> Result<Nf4Matrix> {
+    config.check()?;
+    let count = values.len();
+    if count == 0 || rows.checked_mul(cols) != Some(count) {
+        crate::bail!("expected the {rows} x {cols} values of a weight, found {count} values");
+    }
+    let mut absmax = vec![0.0f32; count.div_ceil(config.block)];
+    let task = TASK_VALUES.next_multiple_of(config.block);
+    let mut first_bad = None;
+    let codes = Bytes::filled(count.div_ceil(2), |packed| {
+        let scratch_len = if matches!(values, Values::F32(_)) { 0 } else { task };
+        let tasks = packed.par_chunks_mut(task / 2).zip(absmax.par_chunks_mut(task / config.block)).enumerate();
+        first_bad = tasks
+            .map_init(
+                || vec![0.0f32; scratch_len],
+                |scratch, (i, (packed, absmax))| {
+                    let start = i * task;
+                    let values = values.widened(start, task.min(count - start), scratch);
+                    kernels::encode(kernels::Blocks { values, block: config.block, absmax, packed })
+                        .map(|offset| start + offset)
+                },
+            )
+            .filter_map(|bad| bad)
+            .min();
+    });
+    if let Some(index) = first_bad {
+        return Err(Error::failed(format!(
+            "the value at flat index {index} (row {}, column {}) is not finite",
+            index / cols,
+            index % cols
+        ))
+        .hint("the weights are damaged: fetch the model again"));
+    }
+    let scales = if config.double { double_quantize(&absmax) } else { Scales::Plain(f32_bytes(&absmax)) };
+    Ok(Nf4Matrix { rows, cols, block: config.block, codes, scales, dtype: values.dtype() })
+}
+
+/// The little-endian bytes of f32 values.
+pub(super) fn f32_bytes(values: &[f32]) -> Bytes {
+    Bytes::filled(4 * values.len(), |bytes| {
+        for (bytes, value) in bytes.chunks_exact_mut(4).zip(values) {
+            bytes.copy_from_slice(&value.to_le_bytes());
+        }
+    })
+}

@@ -1,0 +1,72 @@
+//! Parity with the tools in use today, by the golden vectors that they made (`tests/golden/README.md`).
+//!
+//! One test for each folder; all its cases run, and everything that differs is listed at once.
+
+mod golden_data;
+
+use golden_data::{Differences, Golden, Tensor};
+use llamantino::quant::double::{double_quantize, double_quantize_around, dynamic_map_signed_8bit};
+use llamantino::quant::nf4::NF4_CODE;
+use llamantino::quant::{quantize, Nf4Matrix, QuantConfig, Scales, Values};
+use safetensors::tensor::Dtype;
+
+#[test]
+fn nf4() {
+    let golden = Golden::load("nf4/nf4_cases");
+    let mut differences = Differences::default();
+    differences.bits("nf4_code", &golden.tensor("nf4_code").f32(), &NF4_CODE);
+    let map = golden.tensor("dynamic_map_signed_8bit").f32();
+    differences.bits("dynamic_map_signed_8bit", &map, dynamic_map_signed_8bit());
+    for case in golden.meta["cases"].as_array().unwrap() {
+        nf4_case(&golden, case, &mut differences);
+    }
+    differences.finish("nf4");
+}
+
+/// Single and double quantisation of one input with one block size.
+fn nf4_case(golden: &Golden, case: &serde_json::Value, differences: &mut Differences) {
+    let key = case["key"].as_str().unwrap();
+    let input = golden.tensor(case["input"].as_str().unwrap());
+    let stored = |part: &str| golden.tensor(&format!("{key}.{part}"));
+    let config = |double| QuantConfig { block: case["blocksize"].as_u64().unwrap() as usize, double };
+
+    let single = quantized(input, config(false));
+    let absmax = stored("absmax").f32();
+    differences.bytes(&format!("{key}.packed"), &stored("packed").bytes, &single.codes);
+    differences.bits(&format!("{key}.absmax"), &absmax, &scales_of(&single));
+    differences.bits(&format!("{key}.dequant"), &stored("dequant").f32(), &dequantized(&single));
+
+    // The mean of the scales is a sum in an order of torch's own: its last bits are free, everything after it is not.
+    let double = quantized(input, config(true));
+    let offset = stored("dq.offset").f32()[0];
+    let Scales::Double { offset: mean, .. } = double_quantize(&absmax) else { panic!("{key}: not doubly quantised") };
+    differences.ulps(&format!("{key}.dq.offset"), offset, mean, 4);
+    differences.bytes(&format!("{key}.packed (double)"), &stored("packed").bytes, &double.codes);
+    let double = Nf4Matrix { scales: double_quantize_around(&absmax, offset), ..double };
+    let Scales::Double { codes, nested_absmax, .. } = &double.scales else { panic!("{key}: not doubly quantised") };
+    differences.bytes(&format!("{key}.dq.absmax_codes"), &stored("dq.absmax_codes").bytes, codes);
+    differences.bits(&format!("{key}.dq.nested_absmax"), &stored("dq.nested_absmax").f32(), nested_absmax);
+    differences.bits(&format!("{key}.dq.absmax_restored"), &stored("dq.absmax_restored").f32(), &scales_of(&double));
+    differences.bits(&format!("{key}.dq.dequant"), &stored("dq.dequant").f32(), &dequantized(&double));
+}
+
+fn quantized(input: &Tensor, config: QuantConfig) -> Nf4Matrix {
+    let (rows, cols) = (input.shape[0], input.shape[1]);
+    let result = match input.dtype {
+        Dtype::F32 => quantize(Values::F32(&input.f32()), rows, cols, config),
+        Dtype::F16 => quantize(Values::F16(&input.u16()), rows, cols, config),
+        Dtype::BF16 => quantize(Values::Bf16(&input.u16()), rows, cols, config),
+        other => panic!("no such input: {other:?}"),
+    };
+    result.unwrap()
+}
+
+fn scales_of(matrix: &Nf4Matrix) -> Vec<f32> {
+    (0..matrix.len().div_ceil(matrix.block)).map(|block| matrix.scale(block)).collect()
+}
+
+fn dequantized(matrix: &Nf4Matrix) -> Vec<f32> {
+    let mut values = vec![0.0; matrix.len()];
+    matrix.dequantize(&mut values);
+    values
+}
