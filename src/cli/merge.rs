@@ -1,0 +1,87 @@
+//! `llamantino merge`: folds an adapter into its base, streamed, in f32, rounded once.
+
+use super::{output, progress};
+use crate::device;
+use crate::error::Result;
+use crate::export::merge::{merge_folder, MergeDtype, MergeJob};
+use clap::{Args, ValueEnum};
+use std::path::PathBuf;
+
+/// Arguments of `merge`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  llamantino merge --base MODEL --adapter runs/NAME/adapter --out MERGED\n  \
+    llamantino merge --base MODEL --adapter ADAPTER --out MERGED --dtype bf16 --shard-gib 5")]
+pub struct MergeArgs {
+    /// Folder of the model that the adapter was trained on.
+    #[arg(long, value_name = "DIR")]
+    pub base: PathBuf,
+    /// Folder of the adapter (PEFT files).
+    #[arg(long, value_name = "DIR")]
+    pub adapter: PathBuf,
+    /// Folder to write; must not exist.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// dtype of the merged weights; default: that of the base.
+    #[arg(long, value_enum)]
+    pub dtype: Option<DtypeArg>,
+    /// Largest shard in GiB.
+    #[arg(long, default_value_t = 5.0)]
+    pub shard_gib: f64,
+    /// Merge even if the adapter was trained on another base.
+    #[arg(long)]
+    pub any_base: bool,
+    /// Allow an NF4 base: its rounded weights become the model's.
+    #[arg(long)]
+    pub dequantize_base: bool,
+    /// Threads; default: one for each core.
+    #[arg(long)]
+    pub threads: Option<usize>,
+}
+
+/// dtype on the command line.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum DtypeArg {
+    /// 4 bytes a value.
+    F32,
+    /// 2 bytes a value.
+    F16,
+    /// 2 bytes a value.
+    Bf16,
+}
+
+/// Runs `merge`.
+pub fn run(args: MergeArgs) -> Result<()> {
+    device::set_threads(args.threads)?;
+    let job = MergeJob {
+        base: args.base,
+        adapter: args.adapter,
+        out: args.out,
+        dtype: args.dtype.map(|dtype| match dtype {
+            DtypeArg::F32 => MergeDtype::F32,
+            DtypeArg::F16 => MergeDtype::F16,
+            DtypeArg::Bf16 => MergeDtype::Bf16,
+        }),
+        shard_bytes: (args.shard_gib * f64::from(1 << 30)) as u64,
+        any_base: args.any_base,
+        dequantize_base: args.dequantize_base,
+    };
+    let bar = progress::counted(0, "merging");
+    let summary = merge_folder(&job, &mut |done, total, name| {
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+        bar.set_message(name.to_string());
+    });
+    bar.finish_and_clear();
+    let summary = summary?;
+    for warning in &summary.warnings {
+        output::warning(warning);
+    }
+    let out = job.out.display();
+    output::note(&format!(
+        "{} tensors, {} of them merged, {:.1} MiB in {out}\nnext: llamantino generate --model {out} --prompt \"...\"",
+        summary.tensors,
+        summary.merged,
+        summary.bytes as f64 / f64::from(1 << 20)
+    ));
+    Ok(())
+}
