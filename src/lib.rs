@@ -3,9 +3,11 @@
 //! The modules in data-flow order:
 //! [`quant`] is NF4, the 4-bit format of the frozen base;
 //! [`ops`] are the operations of the step, forward and backward;
+//! [`optim`] turns gradients into new parameter values;
 //! [`device`] and [`error`] stand below everything.
 
 pub mod device;
 pub mod error;
 pub mod ops;
+pub mod optim;
 pub mod quant;

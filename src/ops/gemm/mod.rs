@@ -8,9 +8,29 @@
 //!
 //! Results do not depend on the number of threads: work is split over output tiles, never over the reduction.
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod driver;
+mod kernel;
+mod operand;
+mod pack_dense;
+mod pack_nf4;
+#[cfg(target_arch = "x86_64")]
+mod pack_nf4_avx512;
+mod plan;
+mod portable;
+#[cfg(test)]
+mod reference;
+mod scratch;
+#[cfg(test)]
+mod tests;
+
 use super::matrix::{MatMut, MatRef};
-use crate::device::Compute;
-use crate::quant::Nf4Matrix;
+use crate::device::{cpu_path, Compute, CpuPath};
+use crate::quant::{Nf4Matrix, Scales};
+use driver::Product;
+use operand::Left;
+use pack_dense::Source;
 
 /// A `[N, K]` weight in any storage, row-major.
 #[derive(Clone, Copy)]
@@ -58,6 +78,30 @@ impl WeightRef<'_> {
         }
     }
 
+    /// Stops a weight whose memory is shorter than its shape.
+    fn check(&self) {
+        match self {
+            WeightRef::F32(view) => {
+                assert!(view.stride >= view.cols || view.rows <= 1, "rows overlap");
+                let needed = view.rows.saturating_sub(1) * view.stride + view.cols;
+                assert!(view.rows == 0 || view.cols == 0 || view.data.len() >= needed);
+            }
+            WeightRef::F16 { bits, rows, cols } | WeightRef::Bf16 { bits, rows, cols } => {
+                assert!(bits.len() >= rows * cols);
+            }
+            WeightRef::Nf4(matrix) => {
+                let values = matrix.rows * matrix.cols;
+                let blocks = values.div_ceil(matrix.block);
+                assert!(matrix.block.is_power_of_two() && matrix.block >= 32);
+                assert!(matrix.codes.len() >= values.div_ceil(2));
+                assert!(match &matrix.scales {
+                    Scales::Plain(scales) => scales.as_f32().len() >= blocks,
+                    Scales::Double { codes, .. } => codes.len() >= blocks,
+                });
+            }
+        }
+    }
+
     /// One element.
     #[inline]
     pub fn at(&self, row: usize, col: usize) -> f32 {
@@ -100,41 +144,53 @@ impl Store {
 
 /// `y[T,N] (+)= alpha * x[T,K] · w[N,K]ᵀ`.
 pub fn matmul_nt(x: MatRef<'_>, w: WeightRef<'_>, y: MatMut<'_>, store: Store) {
-    assert!(x.cols == w.cols() && y.rows == x.rows && y.cols == w.rows());
-    let stride = y.stride;
-    for t in 0..x.rows {
-        for n in 0..w.rows() {
-            let sum: f32 = (0..x.cols).map(|k| x.data[t * x.stride + k] * w.at(n, k)).sum();
-            put(&mut y.data[t * stride + n], sum, store);
-        }
-    }
+    matmul_nt_on(cpu_path(), x, w, y, store);
 }
 
 /// `dx[T,K] (+)= alpha * dy[T,N] · w[N,K]`.
 pub fn matmul_nn(dy: MatRef<'_>, w: WeightRef<'_>, dx: MatMut<'_>, store: Store) {
-    assert!(dy.cols == w.rows() && dx.rows == dy.rows && dx.cols == w.cols());
-    let stride = dx.stride;
-    for t in 0..dy.rows {
-        for k in 0..w.cols() {
-            let sum: f32 = (0..dy.cols).map(|n| dy.data[t * dy.stride + n] * w.at(n, k)).sum();
-            put(&mut dx.data[t * stride + k], sum, store);
-        }
-    }
+    matmul_nn_on(cpu_path(), dy, w, dx, store);
 }
 
 /// `c[M,N] (+)= alpha * a[T,M]ᵀ · b[T,N]`.
 pub fn matmul_tn(a: MatRef<'_>, b: MatRef<'_>, c: MatMut<'_>, store: Store) {
-    assert!(a.rows == b.rows && c.rows == a.cols && c.cols == b.cols);
-    let stride = c.stride;
-    for m in 0..a.cols {
-        for n in 0..b.cols {
-            let sum: f32 = (0..a.rows).map(|t| a.data[t * a.stride + m] * b.data[t * b.stride + n]).sum();
-            put(&mut c.data[m * stride + n], sum, store);
-        }
-    }
+    matmul_tn_on(cpu_path(), a, b, c, store);
 }
 
-fn put(target: &mut f32, sum: f32, store: Store) {
-    let value = store.alpha * sum;
-    *target = if store.accumulate { *target + value } else { value };
+/// [`matmul_nt`] on one kernel path, which the machine must have.
+pub(crate) fn matmul_nt_on(path: CpuPath, x: MatRef<'_>, w: WeightRef<'_>, y: MatMut<'_>, store: Store) {
+    assert!(x.cols == w.cols() && y.rows == x.rows && y.cols == w.rows());
+    check(x, &y);
+    w.check();
+    let left = Left { matrix: x, transposed: false, compute: store.compute, path };
+    let source = Source { weight: w, transposed: true, compute: store.compute, path };
+    driver::run(Product { left, source, target: y, store });
+}
+
+/// [`matmul_nn`] on one kernel path, which the machine must have.
+pub(crate) fn matmul_nn_on(path: CpuPath, dy: MatRef<'_>, w: WeightRef<'_>, dx: MatMut<'_>, store: Store) {
+    assert!(dy.cols == w.rows() && dx.rows == dy.rows && dx.cols == w.cols());
+    check(dy, &dx);
+    w.check();
+    let left = Left { matrix: dy, transposed: false, compute: store.compute, path };
+    let source = Source { weight: w, transposed: false, compute: store.compute, path };
+    driver::run(Product { left, source, target: dx, store });
+}
+
+/// [`matmul_tn`] on one kernel path, which the machine must have.
+pub(crate) fn matmul_tn_on(path: CpuPath, a: MatRef<'_>, b: MatRef<'_>, c: MatMut<'_>, store: Store) {
+    assert!(a.rows == b.rows && c.rows == a.cols && c.cols == b.cols);
+    check(a, &c);
+    WeightRef::F32(b).check();
+    let left = Left { matrix: a, transposed: true, compute: store.compute, path };
+    let source = Source { weight: WeightRef::F32(b), transposed: false, compute: store.compute, path };
+    driver::run(Product { left, source, target: c, store });
+}
+
+/// The kernels work on pointers: a view that promises more than its slice holds must stop here.
+fn check(input: MatRef<'_>, output: &MatMut<'_>) {
+    for view in [input, output.as_ref()] {
+        assert!(view.stride >= view.cols || view.rows <= 1, "rows overlap");
+        assert!(view.rows == 0 || view.cols == 0 || view.data.len() >= (view.rows - 1) * view.stride + view.cols);
+    }
 }

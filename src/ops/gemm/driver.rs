@@ -1,0 +1,141 @@
+//! Runs a product: prepares A, hands out jobs, packs panels and calls the micro-kernel on every tile.
+//!
+//! A job is a range of output columns (and of rows, where columns alone give too few jobs). For each depth block and
+//! each of its panels it packs the panel once and multiplies all of its rows with it. So a weight is dequantised once
+//! a product however many rows there are, and never exists outside a panel.
+
+use super::kernel::{Kernels, Tile};
+use super::operand::{Left, Rows, Target};
+use super::pack_dense::{Panel, Source, STRIPS};
+use super::plan::{deepest_words, depth_blocks, Cuts, ALONE};
+use super::scratch::Scratch;
+use super::Store;
+use crate::ops::matrix::MatMut;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Panels of a job at most: the part of A in use stays in the L2 cache from one to the next.
+const PANELS_PER_JOB: usize = 8;
+
+/// Rows of a job at least, where rows are split: packing a panel again for each job must stay cheap.
+const ROWS_PER_JOB: usize = 128;
+
+/// `C (+)= alpha · A · B`.
+pub(super) struct Product<'a> {
+    pub left: Left<'a>,
+    pub source: Source<'a>,
+    pub target: MatMut<'a>,
+    pub store: Store,
+}
+
+/// Calls `work` for each job, on the pool if `threads` is above one. Which thread does what is left to chance.
+pub(super) fn for_each(threads: usize, jobs: usize, work: impl Fn(usize) + Sync) {
+    if threads <= 1 || jobs <= 1 {
+        return (0..jobs).for_each(work);
+    }
+    let next = AtomicUsize::new(0);
+    let worker = || loop {
+        let job = next.fetch_add(1, Ordering::Relaxed);
+        if job >= jobs {
+            break;
+        }
+        work(job);
+    };
+    rayon::scope(|scope| {
+        for _ in 0..threads.min(jobs) {
+            scope.spawn(|_| worker());
+        }
+    });
+}
+
+/// What all jobs of a product share.
+struct Shared<'a> {
+    kernels: &'a Kernels,
+    source: Source<'a>,
+    rows: Rows,
+    target: Target,
+    target_stride: usize,
+    depth: usize,
+    store: Store,
+    panels: Cuts,
+}
+
+/// Runs a product on the pool, or on the calling thread if it is small.
+pub(super) fn run(product: Product<'_>) {
+    let Product { left, source, target, store } = product;
+    let (rows, columns, depth) = (target.rows, target.cols, left.depth());
+    if rows == 0 || columns == 0 {
+        return;
+    }
+    let kernels = Kernels::of(left.path, store.compute);
+    let threads = if rows * columns * depth < ALONE { 1 } else { rayon::current_num_threads() };
+    let panels = Cuts::at_most(columns, kernels.width, kernels.width * kernels.tiles.len());
+    let shared = Shared {
+        kernels,
+        source,
+        rows: left.prepare(kernels, threads, panels.count),
+        target: Target(target.data.as_mut_ptr()),
+        target_stride: target.stride,
+        depth,
+        store,
+        panels,
+    };
+    let column_jobs = Cuts::into(panels.count, 1, panels.count.div_ceil(PANELS_PER_JOB).next_multiple_of(threads));
+    let wanted = if panels.count < 4 * threads { (4 * threads).div_ceil(panels.count) } else { 1 };
+    let row_jobs = Cuts::into(rows, 8, if threads == 1 { 1 } else { wanted.min(rows / ROWS_PER_JOB).max(1) });
+    for_each(threads, column_jobs.count * row_jobs.count, |job| {
+        shared.job(column_jobs.get(job / row_jobs.count), row_jobs.get(job % row_jobs.count));
+    });
+}
+
+impl Shared<'_> {
+    /// All depth blocks of a range of panels and rows.
+    fn job(&self, panels: Range<usize>, rows: Range<usize>) {
+        if panels.is_empty() || rows.is_empty() {
+            return;
+        }
+        let stride = self.kernels.width * self.kernels.tiles.len();
+        let mut scratch = Scratch::take(deepest_words() * stride + STRIPS);
+        let (strips, panel) = scratch.words().split_at_mut(STRIPS);
+        let blocks = depth_blocks(self.depth, self.kernels.pairs);
+        for block in 0..blocks.count {
+            let depth = blocks.get(block);
+            for index in panels.clone() {
+                let columns = self.panels.get(index);
+                let stride = columns.len().next_multiple_of(self.kernels.width);
+                let to = Panel { columns: columns.clone(), depth: depth.clone(), stride, to: panel, strips };
+                self.source.pack(self.kernels, to);
+                self.tiles(panel, columns, depth.clone(), rows.clone());
+            }
+        }
+    }
+
+    /// All tiles of one panel.
+    fn tiles(&self, panel: &[f32], columns: Range<usize>, depth: Range<usize>, rows: Range<usize>) {
+        let per_word = if self.kernels.pairs { 2 } else { 1 };
+        let vectors = columns.len().div_ceil(self.kernels.width);
+        let kernels = self.kernels.tiles[vectors - 1];
+        let tiles = Cuts::into(rows.len(), 1, rows.len().div_ceil(kernels.len()));
+        for tile in 0..tiles.count {
+            let piece = tiles.get(tile);
+            let first = rows.start + piece.start;
+            // SAFETY: the rows exist in A and C, the columns in C, and the panel was packed for this depth; no other
+            // job has these rows and columns. The kernel is one of this machine's path.
+            unsafe {
+                kernels[piece.len() - 1](&Tile {
+                    depth: depth.len().div_ceil(per_word),
+                    a: self.rows.start.add(first * self.rows.stride + depth.start / per_word),
+                    a_row: self.rows.stride,
+                    a_depth: 1,
+                    b: panel.as_ptr(),
+                    b_depth: vectors * self.kernels.width,
+                    c: self.target.get().add(first * self.target_stride + columns.start),
+                    c_row: self.target_stride,
+                    last: columns.len() - (vectors - 1) * self.kernels.width,
+                    alpha: self.store.alpha,
+                    accumulate: self.store.accumulate || depth.start > 0,
+                });
+            }
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! Rows of a weight as words, and panels of any weight by way of them.
+//!
+//! A panel holds `vectors · width` columns of B for one depth block, depth-major: `panel[depth][column]`. Columns
+//! beyond the matrix hold anything (their sums are never stored); a depth beyond it, in the second half of the last
+//! pair, is zero.
+
+use super::kernel::{for_each_path, Kernels};
+use super::{pack_nf4, WeightRef};
+use crate::device::{Compute, CpuPath};
+use half::{bf16, f16};
+use std::ops::Range;
+
+/// Words of a strip beyond the longest row piece: room for whole groups of codes at both ends.
+pub(super) const STRIP_MARGIN: usize = 32;
+
+/// Depth of a strip: 16 of them stay in the L1 cache.
+const STRIP_DEPTH: usize = 256;
+
+/// Words of working memory that the packers need besides the panel.
+pub(super) const STRIPS: usize = 16 * (STRIP_DEPTH + STRIP_MARGIN);
+
+/// Operand B of a product and how it is laid out in memory.
+#[derive(Clone, Copy)]
+pub(super) struct Source<'a> {
+    /// The weight.
+    pub weight: WeightRef<'a>,
+    /// Depth runs along its rows (B = wᵀ) instead of down its columns (B = w).
+    pub transposed: bool,
+    /// Operand format.
+    pub compute: Compute,
+    /// Instructions to pack with.
+    pub path: CpuPath,
+}
+
+/// One panel: which part of B and where to.
+pub(super) struct Panel<'a> {
+    /// Columns of B.
+    pub columns: Range<usize>,
+    /// Elements along the reduction; starts at a multiple of 64.
+    pub depth: Range<usize>,
+    /// Words from one depth to the next.
+    pub stride: usize,
+    /// `depth · stride` words.
+    pub to: &'a mut [f32],
+    /// [`STRIPS`] words.
+    pub strips: &'a mut [f32],
+}
+
+for_each_path! {
+    /// f16 bits to f32.
+    fn widen_f16(from: &[u16], to: &mut [f32]) {
+        for (to, &bits) in to.iter_mut().zip(from) {
+            *to = f16_to_f32(bits);
+        }
+    }
+}
+
+for_each_path! {
+    /// bf16 bits to f32.
+    fn widen_bf16(from: &[u16], to: &mut [f32]) {
+        for (to, &bits) in to.iter_mut().zip(from) {
+            *to = f32::from_bits(u32::from(bits) << 16);
+        }
+    }
+}
+
+for_each_path! {
+    /// Rounds to bf16, kept as f32.
+    fn round_bf16(from: &[f32], to: &mut [f32]) {
+        for (to, &value) in to.iter_mut().zip(from) {
+            *to = f32::from_bits(bf16_bits(value) << 16);
+        }
+    }
+}
+
+for_each_path! {
+    /// Neighbours of one row to pairs: `to[i] = (from[2i], from[2i+1])`, zero after an odd end.
+    fn pair_neighbours(from: &[f32], to: &mut [f32]) {
+        let pairs = from.chunks_exact(2);
+        if let [last] = pairs.remainder() {
+            to[from.len() / 2] = f32::from_bits(bf16_bits(*last));
+        }
+        for (to, pair) in to.iter_mut().zip(pairs) {
+            *to = f32::from_bits(bf16_bits(pair[0]) | bf16_bits(pair[1]) << 16);
+        }
+    }
+}
+
+for_each_path! {
+    /// Two rows to pairs: `to[i] = (even[i], odd[i])`.
+    fn pair_rows(even: &[f32], odd: &[f32], to: &mut [f32]) {
+        for ((to, &even), &odd) in to.iter_mut().zip(even).zip(odd) {
+            *to = f32::from_bits(bf16_bits(even) | bf16_bits(odd) << 16);
+        }
+    }
+}
+
+/// bf16 bits of an f32, nearest even; the same as `half`'s, without a branch.
+#[inline(always)]
+pub(super) fn bf16_bits(value: f32) -> u32 {
+    let bits = value.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    let quiet = bits >> 16 | 0x40;
+    if value.is_nan() {
+        quiet
+    } else {
+        rounded
+    }
+}
+
+/// f16 bits to f32 without a branch or a table, exact for every input.
+#[inline(always)]
+pub(super) fn f16_to_f32(bits: u16) -> f32 {
+    let sign = u32::from(bits & 0x8000) << 16;
+    let magnitude = u32::from(bits & 0x7fff) << 13;
+    // 2^112 moves the exponent bias from 15 to 127 and normalises subnormal numbers exactly.
+    let scaled = (f32::from_bits(magnitude) * f32::from_bits(0x7780_0000)).to_bits();
+    let special = magnitude | 0x7f80_0000;
+    f32::from_bits(sign | if bits & 0x7c00 == 0x7c00 { special } else { scaled })
+}
+
+impl<'a> Source<'a> {
+    /// Columns `columns` of row `row` of the weight as f32: borrowed from it or written to `strip`.
+    fn row<'s>(&self, row: usize, columns: Range<usize>, strip: &'s mut [f32]) -> &'s [f32]
+    where
+        'a: 's,
+    {
+        let count = columns.len();
+        match self.weight {
+            WeightRef::F32(matrix) => &matrix.data[row * matrix.stride..][columns],
+            WeightRef::F16 { bits, cols, .. } => {
+                widen_f16(self.path, &bits[row * cols..][columns], strip);
+                &strip[..count]
+            }
+            WeightRef::Bf16 { bits, cols, .. } => {
+                widen_bf16(self.path, &bits[row * cols..][columns], strip);
+                &strip[..count]
+            }
+            WeightRef::Nf4(matrix) => {
+                let start = row * matrix.cols + columns.start;
+                let offset = pack_nf4::dequantise(self.path, matrix, start, count, strip);
+                &strip[offset..offset + count]
+            }
+        }
+    }
+
+    /// Packs one panel.
+    pub fn pack(&self, kernels: &Kernels, mut panel: Panel<'_>) {
+        if let WeightRef::Nf4(matrix) = self.weight {
+            if pack_nf4::pack_fast(self, matrix, kernels, &mut panel) {
+                return;
+            }
+        }
+        if self.transposed {
+            self.pack_rows_as_columns(kernels, panel);
+        } else {
+            self.pack_rows_as_depth(kernels, panel);
+        }
+    }
+
+    /// B = wᵀ: each row of the weight becomes a column of the panel.
+    fn pack_rows_as_columns(&self, kernels: &Kernels, panel: Panel<'_>) {
+        let direct = matches!(self.weight, WeightRef::F32(_)) && self.compute == Compute::F32;
+        let mut start = panel.depth.start;
+        while start < panel.depth.end {
+            let end = panel.depth.end.min(start + STRIP_DEPTH);
+            let words = if kernels.pairs { (end - start).div_ceil(2) } else { end - start };
+            let first_word = (start - panel.depth.start) / if kernels.pairs { 2 } else { 1 };
+            for first in panel.columns.clone().step_by(kernels.width) {
+                let count = kernels.width.min(panel.columns.end - first);
+                let mut pointers = [std::ptr::null(); 16];
+                let strips = panel.strips.chunks_exact_mut(STRIP_DEPTH + STRIP_MARGIN);
+                for ((row, strip), pointer) in (first..first + count).zip(strips).zip(&mut pointers) {
+                    *pointer = if direct {
+                        self.row(row, start..end, strip).as_ptr()
+                    } else {
+                        self.row_words(kernels, row, start..end, strip)
+                    };
+                }
+                let at = first_word * panel.stride + first - panel.columns.start;
+                let to = &mut panel.to[at..];
+                assert!(to.len() >= (words - 1) * panel.stride + count);
+                // SAFETY: each pointer has `words` words behind it and the assertion covers the target.
+                unsafe { (kernels.transpose)(&pointers[..count], words, to.as_mut_ptr(), panel.stride) };
+            }
+            start = end;
+        }
+    }
+
+    /// A row piece as words of the operand format, in `strip`.
+    fn row_words(&self, kernels: &Kernels, row: usize, columns: Range<usize>, strip: &mut [f32]) -> *const f32 {
+        let mut values = [0.0; STRIP_DEPTH + STRIP_MARGIN];
+        let values = self.row(row, columns, &mut values);
+        if kernels.pairs {
+            pair_neighbours(self.path, values, strip);
+        } else if self.compute == Compute::Bf16 {
+            round_bf16(self.path, values, strip);
+        } else {
+            strip[..values.len()].copy_from_slice(values);
+        }
+        strip.as_ptr()
+    }
+
+    /// B = w: each row of the weight (each two rows, for pairs) becomes one depth of the panel.
+    fn pack_rows_as_depth(&self, kernels: &Kernels, panel: Panel<'_>) {
+        let count = panel.columns.len();
+        let (even_strip, odd_strip) = panel.strips.split_at_mut(STRIPS / 2);
+        let step = if kernels.pairs { 2 } else { 1 };
+        let rows = panel.depth.clone().step_by(step);
+        for (row, to) in rows.zip(panel.to.chunks_mut(panel.stride)) {
+            let even = self.row(row, panel.columns.clone(), even_strip);
+            if kernels.pairs {
+                let odd = if row + 1 < panel.depth.end {
+                    self.row(row + 1, panel.columns.clone(), odd_strip)
+                } else {
+                    odd_strip[..count].fill(0.0);
+                    &odd_strip[..count]
+                };
+                pair_rows(self.path, even, odd, to);
+            } else if self.compute == Compute::Bf16 {
+                round_bf16(self.path, even, to);
+            } else {
+                to[..count].copy_from_slice(even);
+            }
+        }
+    }
+}
+
+// The bit tricks above must agree with the crate that defines the formats for the rest of the program.
+const _: () = assert!(size_of::<f16>() == 2 && size_of::<bf16>() == 2);

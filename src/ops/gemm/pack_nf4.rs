@@ -1,0 +1,129 @@
+//! NF4 codes to f32, and the choice of the fast packers.
+//!
+//! Blocks and nibbles follow the flat index `row · cols + col`, so everything here works on *groups*: 16 codes whose
+//! flat index starts at a multiple of 16. A group is 8 whole bytes and lies in one block (blocks are multiples of 32).
+
+use super::kernel::Kernels;
+use super::pack_dense::{Panel, Source};
+use crate::device::{Compute, CpuPath};
+use crate::quant::nf4::NF4_CODE;
+use crate::quant::{Nf4Matrix, Scales, SourceDtype};
+
+/// Scales of a matrix with the storage resolved once.
+#[derive(Clone, Copy)]
+pub(super) enum ScaleReader<'a> {
+    Plain(&'a [f32]),
+    Double { codes: &'a [u8], nested: &'a [f32], map: &'a [f32; 256], offset: f32, shift: u32 },
+    Other(&'a Nf4Matrix),
+}
+
+impl<'a> ScaleReader<'a> {
+    pub fn new(matrix: &'a Nf4Matrix) -> ScaleReader<'a> {
+        match &matrix.scales {
+            Scales::Plain(values) => ScaleReader::Plain(values.as_f32()),
+            Scales::Double { codes, nested_absmax, map, offset, nested_block } if nested_block.is_power_of_two() => {
+                let shift = nested_block.trailing_zeros();
+                ScaleReader::Double { codes, nested: nested_absmax, map, offset: *offset, shift }
+            }
+            Scales::Double { .. } => ScaleReader::Other(matrix),
+        }
+    }
+
+    /// The scale of a block.
+    #[inline(always)]
+    pub fn get(&self, block: usize) -> f32 {
+        match self {
+            ScaleReader::Plain(values) => values[block],
+            ScaleReader::Double { codes, nested, map, offset, shift } => {
+                map[codes[block] as usize] * nested[block >> shift] + offset
+            }
+            ScaleReader::Other(matrix) => matrix.scale(block),
+        }
+    }
+}
+
+/// The 16 values of a block with this scale.
+#[inline(always)]
+pub(super) fn table(scale: f32, dtype: SourceDtype) -> [f32; 16] {
+    let mut values = NF4_CODE.map(|code| code * scale);
+    if dtype != SourceDtype::F32 {
+        values = values.map(|value| dtype.round(value));
+    }
+    values
+}
+
+/// Writes the groups that cover `count` values from flat index `start`; the values begin at the returned offset.
+pub(super) fn dequantise(path: CpuPath, matrix: &Nf4Matrix, start: usize, count: usize, to: &mut [f32]) -> usize {
+    let groups = start / 16..(start + count).div_ceil(16);
+    assert!(to.len() >= groups.len() * 16);
+    match path {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the path is available, and the assertion covers the target.
+        CpuPath::Avx512 | CpuPath::Avx512Bf16 => unsafe {
+            super::pack_nf4_avx512::dequantise_groups(matrix, groups, to);
+        },
+        _ => dequantise_groups(matrix, groups, to),
+    }
+    start % 16
+}
+
+fn dequantise_groups(matrix: &Nf4Matrix, groups: std::ops::Range<usize>, to: &mut [f32]) {
+    let scales = ScaleReader::new(matrix);
+    let shift = matrix.block.trailing_zeros();
+    let mut block = usize::MAX;
+    let mut values = [0.0; 16];
+    for (group, to) in groups.zip(to.chunks_exact_mut(16)) {
+        if (group * 16) >> shift != block {
+            block = (group * 16) >> shift;
+            values = table(scales.get(block), matrix.dtype);
+        }
+        // The last group of a matrix may be short of bytes.
+        let bytes = &matrix.codes[group * 8..matrix.codes.len().min(group * 8 + 8)];
+        for (to, &byte) in to.chunks_exact_mut(2).zip(bytes) {
+            to[0] = values[usize::from(byte >> 4)];
+            to[1] = values[usize::from(byte & 15)];
+        }
+    }
+}
+
+/// Packs with the vector packers if they know this shape; false if they do not.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn pack_fast(source: &Source<'_>, matrix: &Nf4Matrix, kernels: &Kernels, panel: &mut Panel<'_>) -> bool {
+    use super::pack_nf4_avx512::{pack_rows_as_columns, pack_rows_as_depth, Piece};
+    let unit = if source.transposed { 32 } else { 16 };
+    if source.path < CpuPath::Avx512
+        || kernels.pairs
+        || source.compute == Compute::Bf16
+        || !matrix.cols.is_multiple_of(unit)
+    {
+        return false;
+    }
+    if panel.columns.is_empty() || panel.depth.is_empty() {
+        return true;
+    }
+    let vectors = panel.columns.len().div_ceil(16);
+    assert!(panel.to.len() >= panel.depth.len() * panel.stride && panel.stride >= vectors * 16);
+    let (rows, columns) = if source.transposed {
+        (panel.columns.clone(), panel.depth.clone())
+    } else {
+        (panel.depth.clone(), panel.columns.clone())
+    };
+    assert!(rows.end <= matrix.rows && columns.end <= matrix.cols);
+    assert!(columns.start.is_multiple_of(unit) && columns.end.is_multiple_of(unit) && vectors <= 8);
+    let piece = Piece { matrix, rows, columns, stride: panel.stride, to: panel.to.as_mut_ptr() };
+    // SAFETY: the path is available and the assertions cover the piece and the panel.
+    unsafe {
+        if source.transposed {
+            pack_rows_as_columns(&piece);
+        } else {
+            pack_rows_as_depth(&piece);
+        }
+    }
+    true
+}
+
+/// No vector packers here.
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) fn pack_fast(_: &Source<'_>, _: &Nf4Matrix, _: &Kernels, _: &mut Panel<'_>) -> bool {
+    false
+}

@@ -1,0 +1,70 @@
+//! Kernels in plain Rust, for machines without a better path; the compiler vectorises the four-lane arrays.
+//!
+//! Products and sums are rounded apart: a fused multiply-add would be a library call on machines without one.
+
+use super::kernel::{tile, tile_row, Kernels, Lanes, Tile};
+
+#[derive(Clone, Copy)]
+struct Portable;
+
+impl Lanes for Portable {
+    type Vector = [f32; 4];
+    const WIDTH: usize = 4;
+
+    #[inline(always)]
+    unsafe fn zero() -> [f32; 4] {
+        [0.0; 4]
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> [f32; 4] {
+        // SAFETY: four words are readable by the contract of `load`.
+        unsafe { from.cast::<[f32; 4]>().read() }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(from: *const f32) -> [f32; 4] {
+        // SAFETY: one word is readable by the contract of `splat`.
+        [unsafe { *from }; 4]
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_add(a: [f32; 4], b: [f32; 4], sum: [f32; 4]) -> [f32; 4] {
+        [sum[0] + a[0] * b[0], sum[1] + a[1] * b[1], sum[2] + a[2] * b[2], sum[3] + a[3] * b[3]]
+    }
+
+    #[inline(always)]
+    unsafe fn put(to: *mut f32, count: usize, sum: [f32; 4], alpha: f32, accumulate: bool) {
+        // SAFETY: `count` words are readable and writable by the contract of `put`.
+        let to = unsafe { std::slice::from_raw_parts_mut(to, count) };
+        for (target, value) in to.iter_mut().zip(sum) {
+            *target = if accumulate { *target + alpha * value } else { alpha * value };
+        }
+    }
+}
+
+/// # Safety
+/// As [`super::kernel::TileFn`].
+unsafe fn tile_f32<const R: usize, const V: usize>(args: &Tile) {
+    // SAFETY: passed on.
+    unsafe { tile::<Portable, R, V>(args) }
+}
+
+/// # Safety
+/// As [`super::kernel::TransposeFn`].
+unsafe fn transpose(rows: &[*const f32], words: usize, to: *mut f32, stride: usize) {
+    for w in 0..words {
+        for (r, row) in rows.iter().enumerate() {
+            // SAFETY: w < words is readable in each row, and the target is writable by contract.
+            unsafe { *to.add(w * stride + r) = *row.add(w) };
+        }
+    }
+}
+
+/// f32 operands.
+pub(super) static F32: Kernels = Kernels {
+    width: 4,
+    tiles: &[tile_row!(tile_f32, 1, [1, 2, 3, 4]), tile_row!(tile_f32, 2, [1, 2, 3, 4])],
+    pairs: false,
+    transpose,
+};

@@ -1,0 +1,226 @@
+//! Every kernel path, storage, operand format and orientation against [`super::reference`].
+
+use super::{matmul_nn_on, matmul_nt_on, matmul_tn_on, reference, Store, WeightRef};
+use crate::device::{Compute, CpuPath};
+use crate::ops::matrix::{MatMut, MatRef};
+use crate::ops::Bytes;
+use crate::quant::{Nf4Matrix, Scales, SourceDtype};
+
+/// A small generator, so that these tests depend on nothing but the module.
+struct Numbers(u64);
+
+impl Numbers {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        self.0 >> 33
+    }
+
+    /// In [-1, 1).
+    fn value(&mut self) -> f32 {
+        self.next() as f32 / (1u64 << 30) as f32 - 1.0
+    }
+
+    fn values(&mut self, count: usize) -> Vec<f32> {
+        (0..count).map(|_| self.value()).collect()
+    }
+}
+
+/// Owned memory of a weight.
+enum Weight {
+    F32(Vec<f32>, usize, usize, usize),
+    F16(Vec<u16>, usize, usize),
+    Bf16(Vec<u16>, usize, usize),
+    Nf4(Nf4Matrix),
+}
+
+impl Weight {
+    fn view(&self) -> WeightRef<'_> {
+        match self {
+            Weight::F32(data, rows, cols, stride) => {
+                WeightRef::F32(MatRef { data, rows: *rows, cols: *cols, stride: *stride })
+            }
+            Weight::F16(bits, rows, cols) => WeightRef::F16 { bits, rows: *rows, cols: *cols },
+            Weight::Bf16(bits, rows, cols) => WeightRef::Bf16 { bits, rows: *rows, cols: *cols },
+            Weight::Nf4(matrix) => WeightRef::Nf4(matrix),
+        }
+    }
+
+    /// One weight for each storage, dtype, block size and kind of scale.
+    fn all(rows: usize, cols: usize) -> Vec<(&'static str, Weight)> {
+        let mut numbers = Numbers(rows as u64 * 1000 + cols as u64);
+        let n = rows * cols;
+        let f16 = numbers.values(n).iter().map(|&v| half::f16::from_f32(v).to_bits()).collect();
+        let bf16 = numbers.values(n).iter().map(|&v| half::bf16::from_f32(v).to_bits()).collect();
+        vec![
+            ("f32", Weight::F32(numbers.values(rows * (cols + 3)), rows, cols, cols + 3)),
+            ("f16", Weight::F16(f16, rows, cols)),
+            ("bf16", Weight::Bf16(bf16, rows, cols)),
+            ("nf4 32 plain", nf4(rows, cols, 32, SourceDtype::F32, false)),
+            ("nf4 64 plain bf16", nf4(rows, cols, 64, SourceDtype::Bf16, false)),
+            ("nf4 64 double f16", nf4(rows, cols, 64, SourceDtype::F16, true)),
+            ("nf4 128 double", nf4(rows, cols, 128, SourceDtype::F32, true)),
+            ("nf4 4096 double bf16", nf4(rows, cols, 4096, SourceDtype::Bf16, true)),
+        ]
+    }
+}
+
+fn nf4(rows: usize, cols: usize, block: usize, dtype: SourceDtype, double: bool) -> Weight {
+    let mut numbers = Numbers((rows * 31 + cols * 17 + block) as u64);
+    let codes: Vec<u8> = (0..(rows * cols).div_ceil(2)).map(|_| numbers.next() as u8).collect();
+    let blocks = (rows * cols).div_ceil(block);
+    let scales = if double {
+        let codes: Vec<u8> = (0..blocks).map(|_| numbers.next() as u8).collect();
+        let map = Box::new(std::array::from_fn(|i| i as f32 / 127.5 - 1.0));
+        // A nested block of 4 so that small matrices have several.
+        let nested_absmax = (0..blocks.div_ceil(4)).map(|_| numbers.value().abs()).collect();
+        Scales::Double { codes: Bytes::owned(&codes), nested_absmax, map, offset: 1.25, nested_block: 4 }
+    } else {
+        let values: Vec<u8> = (0..blocks).flat_map(|_| (numbers.value().abs() + 0.1).to_le_bytes()).collect();
+        Scales::Plain(Bytes::owned(&values))
+    };
+    Weight::Nf4(Nf4Matrix { rows, cols, block, codes: Bytes::owned(&codes), scales, dtype })
+}
+
+/// A view with three unused columns after each row.
+fn padded(data: &[f32], rows: usize, cols: usize) -> MatRef<'_> {
+    MatRef { data, rows, cols, stride: cols + 3 }
+}
+
+fn padded_mut(data: &mut [f32], rows: usize, cols: usize) -> MatMut<'_> {
+    MatMut { data, rows, cols, stride: cols + 3 }
+}
+
+/// The three products with one signature: `(input rows, weight) -> output columns`.
+#[derive(Debug, Clone, Copy)]
+enum Form {
+    Nt,
+    Nn,
+    Tn,
+}
+
+/// Runs a form on a path (`None`: the reference) over an output that already holds values. Of the third form the weight
+/// is operand `b`, and `t` is the number of columns of `a`.
+fn run(form: Form, path: Option<CpuPath>, t: usize, weight: &Weight, store: Store) -> Vec<f32> {
+    let w = weight.view();
+    let (rows, cols, out_cols) = match form {
+        Form::Nt => (t, w.cols(), w.rows()),
+        Form::Nn => (t, w.rows(), w.cols()),
+        Form::Tn => (w.rows(), t, w.cols()),
+    };
+    let mut numbers = Numbers(7);
+    let values = numbers.values(rows * (cols + 3));
+    let mut output = numbers.values(t * (out_cols + 3));
+    let input = padded(&values, rows, cols);
+    let target = padded_mut(&mut output, t, out_cols);
+    match (form, path, w) {
+        (Form::Nt, None, _) => reference::matmul_nt(input, w, target, store),
+        (Form::Nt, Some(path), _) => matmul_nt_on(path, input, w, target, store),
+        (Form::Nn, None, _) => reference::matmul_nn(input, w, target, store),
+        (Form::Nn, Some(path), _) => matmul_nn_on(path, input, w, target, store),
+        (Form::Tn, None, WeightRef::F32(b)) => reference::matmul_tn(input, b, target, store),
+        (Form::Tn, Some(path), WeightRef::F32(b)) => matmul_tn_on(path, input, b, target, store),
+        (Form::Tn, _, _) => {}
+    }
+    output
+}
+
+fn assert_close(actual: &[f32], expected: &[f32], tolerance: f32, what: &str) {
+    let largest = expected.iter().fold(1e-30f32, |largest, value| largest.max(value.abs()));
+    for (i, (a, e)) in actual.iter().zip(expected).enumerate() {
+        assert!((a - e).abs() <= tolerance * largest, "{what}: element {i}: {a} instead of {e} (largest {largest})");
+    }
+}
+
+/// Compares every path with the reference for one shape.
+fn compare(t: usize, rows: usize, cols: usize) {
+    for (name, weight) in Weight::all(rows, cols) {
+        for form in [Form::Nt, Form::Nn, Form::Tn] {
+            if matches!(form, Form::Tn) && name != "f32" {
+                continue;
+            }
+            for compute in [Compute::F32, Compute::Bf16] {
+                let store = if (rows + cols).is_multiple_of(2) {
+                    Store::set(compute)
+                } else {
+                    Store::add(compute).scaled(0.37)
+                };
+                let expected = run(form, None, t, &weight, store);
+                for path in CpuPath::available() {
+                    let actual = run(form, Some(path), t, &weight, store);
+                    let what = format!("{form:?} {name} T={t} N={rows} K={cols} {compute:?} {}", path.name());
+                    assert_close(&actual, &expected, 1e-5, &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_path_equals_the_reference_for_each_number_of_rows() {
+    for t in 1..=17 {
+        compare(t, 37, 64);
+    }
+    compare(25, 50, 96);
+}
+
+#[test]
+fn every_path_equals_the_reference_for_odd_shapes() {
+    for (rows, cols) in [(1, 1), (1, 172), (3, 1), (64, 172), (172, 64), (33, 65), (47, 127), (5, 100), (96, 31)] {
+        compare(1, rows, cols);
+        compare(5, rows, cols);
+        compare(18, rows, cols);
+    }
+}
+
+#[test]
+fn every_path_equals_the_reference_for_deep_reductions() {
+    compare(9, 20, 1728);
+    compare(9, 1700, 16);
+    compare(2, 3, 4097);
+}
+
+#[test]
+fn alpha_and_accumulate_reach_every_element() {
+    let (_, weight) = Weight::all(50, 832).swap_remove(3);
+    for compute in [Compute::F32, Compute::Bf16] {
+        for store in [Store::set(compute).scaled(-2.5), Store::add(compute), Store::add(compute).scaled(0.125)] {
+            let expected = run(Form::Nt, None, 11, &weight, store);
+            for path in CpuPath::available() {
+                assert_close(&run(Form::Nt, Some(path), 11, &weight, store), &expected, 1e-5, path.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn an_empty_reduction_writes_zeros_and_no_rows_write_nothing() {
+    for path in CpuPath::available() {
+        let weight = WeightRef::F32(MatRef { data: &[], rows: 3, cols: 0, stride: 0 });
+        let mut y = [5.0f32; 6];
+        let x = MatRef { data: &[], rows: 2, cols: 0, stride: 0 };
+        matmul_nt_on(path, x, weight, MatMut::new(&mut y, 2, 3), Store::set(Compute::F32));
+        assert_eq!(y, [0.0; 6]);
+        let weight = [1.0f32; 6];
+        let w = WeightRef::F32(MatRef::new(&weight, 3, 2));
+        matmul_nt_on(path, MatRef::new(&[], 0, 2), w, MatMut::new(&mut [], 0, 3), Store::set(Compute::Bf16));
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+    let (one, three) = (pool(1), pool(3));
+    for (rows, cols, t) in [(192, 576, 70), (577, 1700, 5), (40, 2048, 300), (700, 100, 150), (4000, 1024, 1)] {
+        for (name, weight) in Weight::all(rows, cols) {
+            for form in [Form::Nt, Form::Nn, Form::Tn] {
+                for compute in [Compute::F32, Compute::Bf16] {
+                    let path = Some(*CpuPath::available().last().expect("a path"));
+                    let store = Store::add(compute);
+                    let alone = one.install(|| run(form, path, t, &weight, store));
+                    let together = three.install(|| run(form, path, t, &weight, store));
+                    assert!(alone.iter().zip(&together).all(|(a, b)| a.to_bits() == b.to_bits()), "{form:?} {name}");
+                }
+            }
+        }
+    }
+}
