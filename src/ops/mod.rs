@@ -5,6 +5,7 @@ pub mod gemm;
 pub mod matrix;
 pub mod params;
 pub mod random;
+pub mod rope;
 
 pub use bytes::Bytes;
 pub use gemm::WeightRef;
