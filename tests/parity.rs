@@ -5,7 +5,9 @@
 mod golden_data;
 
 use golden_data::{Differences, Golden, Tensor};
+use llamantino::model::{Checkpoint, ModelConfig};
 use llamantino::quant::double::{double_quantize, double_quantize_around, dynamic_map_signed_8bit};
+use llamantino::quant::file::stored_parts;
 use llamantino::quant::nf4::NF4_CODE;
 use llamantino::quant::{quantize, Nf4Matrix, QuantConfig, Scales, Values};
 use safetensors::tensor::Dtype;
@@ -69,4 +71,27 @@ fn dequantized(matrix: &Nf4Matrix) -> Vec<f32> {
     let mut values = vec![0.0; matrix.len()];
     matrix.dequantize(&mut values);
     values
+}
+
+/// The NF4 folder that transformers wrote: read, dequantised and stored again.
+#[test]
+fn quantized_checkpoint() {
+    let golden = Golden::load("qlora/qlora_forward");
+    let folder = golden_data::folder().join("qlora/tiny_bnb4bit");
+    assert!(ModelConfig::from_folder(&folder).unwrap().quantized);
+    let checkpoint = Checkpoint::open(&folder).unwrap();
+    let stored = golden_data::tensors_of(&folder.join("model.safetensors"));
+    let mut differences = Differences::default();
+    for module in golden.meta["quantized_modules"].as_array().unwrap() {
+        let name = format!("{}.weight", module.as_str().unwrap());
+        let expected = golden.tensor(&format!("base_dequant.{name}"));
+        let matrix = checkpoint.expect_nf4(&name, expected.shape[0], expected.shape[1]).unwrap();
+        differences.bits(&name, &expected.f32(), &dequantized(&matrix));
+        for (part, tensor) in stored_parts(&name, &matrix) {
+            let same_shape = tensor.shape == stored[&part].shape;
+            differences.check(same_shape, || format!("{part}: shape {:?}", tensor.shape));
+            differences.bytes(&part, &stored[&part].bytes, &tensor.bytes);
+        }
+    }
+    differences.finish("quantized_checkpoint");
 }

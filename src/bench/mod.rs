@@ -15,7 +15,7 @@ use crate::generate::{Generator, SamplingOptions};
 use crate::model::{self, Checkpoint, Keep, Llama, LoadOptions, Method, ModelConfig, TensorSource};
 use crate::ops::{Arena, Gradients, ParamStore};
 use crate::optim::{LearningRates, OptimizerConfig};
-use crate::quant::{nf4, QuantConfig, Values};
+use crate::quant::{self, QuantConfig, Values};
 use crate::train::step::{Engine, StepSettings};
 use serde_json::{json, Value};
 use std::path::PathBuf;
@@ -79,7 +79,7 @@ fn load(choice: &ModelChoice, lora: Option<LoraConfig>, positions: usize) -> Res
                 options.lora = Some(read.config.clone());
                 adapter = Some(read);
             }
-            (ModelConfig::load(model)?, Box::new(Checkpoint::open(model)?))
+            (ModelConfig::from_folder(model)?, Box::new(Checkpoint::open(model)?))
         }
     };
     let (mut model, mut params) = model::load(&config, source.as_ref(), &options, &mut |_, _| {})?;
@@ -162,11 +162,11 @@ pub fn quantize(repeats: usize) -> Result<Value> {
     let (rows, cols) = (4096, 11008);
     let values = shapes::random_values(0, "bench", rows * cols);
     let config = QuantConfig::default();
-    nf4::quantize(Values::F32(&values), rows, cols, config)?;
+    quant::quantize(Values::F32(&values), rows, cols, config)?;
     let mut times = Vec::new();
     for _ in 0..repeats {
         let start = Instant::now();
-        std::hint::black_box(nf4::quantize(Values::F32(&values), rows, cols, config)?);
+        std::hint::black_box(quant::quantize(Values::F32(&values), rows, cols, config)?);
         times.push(start.elapsed());
     }
     let seconds = median(times);

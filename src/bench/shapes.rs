@@ -1,12 +1,11 @@
 //! Model shapes with made-up weights, and the deterministic token batches of the benches.
 
 use crate::error::Result;
-use crate::model::weights::{RawTensor, TensorDtype};
 use crate::model::{ModelConfig, TensorSource};
 use crate::ops::{Bytes, RandomStream};
+use crate::quant::file::{RawTensor, StoredDtype};
 use crate::quant::Nf4Matrix;
 use rayon::prelude::*;
-use std::path::Path;
 
 /// A model shape known by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +32,7 @@ impl Shape {
             "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "tie_word_embeddings": tied, "rope_theta": theta,
             "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 2, "torch_dtype": "float32",
         });
-        ModelConfig::parse(&json.to_string(), Path::new("config.json"))
+        ModelConfig::from_json(json)
     }
 }
 
@@ -54,14 +53,10 @@ impl TensorSource for RandomWeights {
         let count = shape.iter().product();
         let values = if shape.len() == 1 { vec![1.0; count] } else { random_values(self.seed, name, count) };
         let bytes: Vec<u8> = values.into_iter().flat_map(f32::to_le_bytes).collect();
-        Ok(RawTensor { dtype: TensorDtype::F32, shape: shape.to_vec(), bytes: Bytes::owned(&bytes) })
+        Ok(RawTensor { dtype: StoredDtype::F32, shape: shape.to_vec(), bytes: Bytes::owned(&bytes) })
     }
 
-    fn contains(&self, _name: &str) -> bool {
-        true
-    }
-
-    fn nf4(&self, _name: &str, _shape: [usize; 2]) -> Result<Option<Nf4Matrix>> {
+    fn nf4(&self, _name: &str, _rows: usize, _cols: usize) -> Result<Option<Nf4Matrix>> {
         Ok(None)
     }
 

@@ -117,7 +117,7 @@ pub fn run(args: GenerateArgs) -> Result<()> {
 }
 
 fn load_generator(args: &GenerateArgs) -> Result<Generator> {
-    let config = ModelConfig::load(&args.model)?;
+    let config = ModelConfig::from_folder(&args.model)?;
     let checkpoint = Checkpoint::open(&args.model)?;
     let context = args.context.unwrap_or(config.max_position_embeddings.min(4096));
     if context < 2 {

@@ -122,7 +122,7 @@ impl Generator {
     /// `context`: most tokens of a sequence (prompt and answer).
     pub fn new(mut model: Llama, params: ParamStore, compute: Compute, context: usize) -> Generator {
         model.rope.ensure(context);
-        let stop_tokens = model.config.eos_token_ids.clone();
+        let stop_tokens = model.config.eos.clone();
         let cache = KvCache::new(&model, context);
         let arena = Arena::new();
         let dora = model.dora_scales(&params, &arena);

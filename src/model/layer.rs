@@ -72,7 +72,7 @@ impl Weight {
     pub fn frozen_bytes(&self) -> usize {
         match self {
             Weight::Dense { bytes, .. } => bytes.len(),
-            Weight::Nf4(matrix) => matrix.memory_bytes(),
+            Weight::Nf4(matrix) => matrix.stored_bytes(),
             Weight::Trained(_) => 0,
         }
     }

@@ -44,8 +44,8 @@ impl Llama {
     /// Heads and their size.
     pub fn attention_shape(&self) -> AttentionShape {
         AttentionShape {
-            heads: self.config.num_attention_heads,
-            kv_heads: self.config.num_key_value_heads,
+            heads: self.config.heads,
+            kv_heads: self.config.kv_heads,
             head_dim: self.config.head_dim,
         }
     }
@@ -53,6 +53,12 @@ impl Llama {
     /// All linears of the blocks, in the model's order.
     pub fn linears(&self) -> impl Iterator<Item = &LinearLayer> {
         self.blocks.iter().flat_map(Block::linears)
+    }
+
+    /// Bytes of all frozen weights.
+    pub fn frozen_bytes(&self) -> usize {
+        let linears: usize = self.linears().map(|layer| layer.weight.frozen_bytes()).sum();
+        linears + self.embedding.frozen_bytes() + self.head.as_ref().map_or(0, Weight::frozen_bytes)
     }
 
     /// Weight of the head (the embedding where they are tied).

@@ -7,12 +7,13 @@ use super::block::Block;
 use super::hf_config::ModelConfig;
 use super::layer::{DenseDtype, LinearLayer, Vector, Weight};
 use super::llama::Llama;
-use super::weights::{self, Checkpoint, RawTensor, TensorDtype};
+use super::weights::{check_finite, Checkpoint};
 use crate::adapter::{self, dora, LoraConfig};
 use crate::error::{Error, Result};
 use crate::ops::rope::RopeTable;
 use crate::ops::{Param, ParamKind, ParamStore, WeightRef};
-use crate::quant::{file as nf4_file, nf4, QuantConfig, Values};
+use crate::quant::file::{RawTensor, StoredDtype};
+use crate::quant::{quantize, Nf4Matrix, QuantConfig, Values};
 
 /// What a run trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -64,10 +65,8 @@ impl LoadOptions {
 pub trait TensorSource {
     /// The tensor `name`, which must have this shape.
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<RawTensor>;
-    /// Whether there is a tensor `name`.
-    fn contains(&self, name: &str) -> bool;
     /// The linear weight `name` in NF4, if it is stored so.
-    fn nf4(&self, name: &str, shape: [usize; 2]) -> Result<Option<nf4::Nf4Matrix>>;
+    fn nf4(&self, name: &str, rows: usize, cols: usize) -> Result<Option<Nf4Matrix>>;
     /// Where it is, for messages.
     fn place(&self) -> String;
 }
@@ -77,16 +76,12 @@ impl TensorSource for Checkpoint {
         self.expect(name, shape)
     }
 
-    fn contains(&self, name: &str) -> bool {
-        Checkpoint::contains(self, name)
-    }
-
-    fn nf4(&self, name: &str, shape: [usize; 2]) -> Result<Option<nf4::Nf4Matrix>> {
-        nf4_file::read(self, name, shape)
+    fn nf4(&self, name: &str, rows: usize, cols: usize) -> Result<Option<Nf4Matrix>> {
+        self.is_nf4(name).then(|| self.expect_nf4(name, rows, cols)).transpose()
     }
 
     fn place(&self) -> String {
-        self.path().display().to_string()
+        self.folder().display().to_string()
     }
 }
 
@@ -100,10 +95,10 @@ pub fn load(
     let mut loader = Loader { config, source, options, params: ParamStore::default(), row_norms: Vec::new() };
     let (vocab, hidden) = (config.vocab_size, config.hidden_size);
     let embedding = loader.dense("model.embed_tokens.weight", ParamKind::Embedding, vocab, hidden)?;
-    let mut blocks = Vec::with_capacity(config.num_hidden_layers);
-    for layer in 0..config.num_hidden_layers {
+    let mut blocks = Vec::with_capacity(config.layers);
+    for layer in 0..config.layers {
         blocks.push(loader.block(layer)?);
-        progress(layer + 1, config.num_hidden_layers);
+        progress(layer + 1, config.layers);
     }
     let norm = loader.vector("model.norm.weight", ParamKind::Norm, hidden)?;
     let head = match config.tie_word_embeddings {
@@ -129,8 +124,8 @@ impl Loader<'_> {
     fn block(&mut self, layer: usize) -> Result<Block> {
         let config = self.config;
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-        let queries = config.num_attention_heads * config.head_dim;
-        let keys = config.num_key_value_heads * config.head_dim;
+        let queries = config.query_width();
+        let keys = config.kv_width();
         let prefix = format!("model.layers.{layer}");
         let attention = |name: &str| format!("{prefix}.self_attn.{name}");
         let mlp = |name: &str| format!("{prefix}.mlp.{name}");
@@ -171,7 +166,7 @@ impl Loader<'_> {
     }
 
     fn linear_weight(&mut self, name: &str, rows: usize, cols: usize) -> Result<Weight> {
-        if let Some(matrix) = self.source.nf4(name, [rows, cols])? {
+        if let Some(matrix) = self.source.nf4(name, rows, cols)? {
             if self.options.train_all {
                 return Err(Error::usage(format!("{}: {name} is NF4: method = \"full\" cannot train it", self.source.place()))
                     .hint("train from the unquantised model, or use method = \"qlora\""));
@@ -180,13 +175,8 @@ impl Loader<'_> {
         }
         let Some(config) = self.options.quantize else { return self.dense(name, ParamKind::Weight, rows, cols) };
         let tensor = self.finite_tensor(name, &[rows, cols])?;
-        let values = match tensor.dtype {
-            TensorDtype::F32 => Values::F32(tensor.bytes.as_f32()),
-            TensorDtype::F16 => Values::F16(tensor.bytes.as_u16()),
-            TensorDtype::Bf16 => Values::Bf16(tensor.bytes.as_u16()),
-            other => return Err(self.wrong_dtype(name, other)),
-        };
-        Ok(Weight::Nf4(nf4::quantize(values, rows, cols, config).map_err(|error| error.at(name))?))
+        let Some(values) = tensor.values() else { return Err(self.wrong_dtype(name)) };
+        Ok(Weight::Nf4(quantize(values, rows, cols, config).map_err(|error| error.at(name))?))
     }
 
     fn dense(&mut self, name: &str, kind: ParamKind, rows: usize, cols: usize) -> Result<Weight> {
@@ -196,10 +186,10 @@ impl Loader<'_> {
             return Ok(Weight::Trained(self.params.add(Param { name: name.into(), kind, rows, cols, value })));
         }
         let dtype = match tensor.dtype {
-            TensorDtype::F32 => DenseDtype::F32,
-            TensorDtype::F16 => DenseDtype::F16,
-            TensorDtype::Bf16 => DenseDtype::Bf16,
-            other => return Err(self.wrong_dtype(name, other)),
+            StoredDtype::F32 => DenseDtype::F32,
+            StoredDtype::F16 => DenseDtype::F16,
+            StoredDtype::Bf16 => DenseDtype::Bf16,
+            StoredDtype::U8 => return Err(self.wrong_dtype(name)),
         };
         Ok(Weight::Dense { dtype, bytes: tensor.bytes, rows, cols })
     }
@@ -215,26 +205,22 @@ impl Loader<'_> {
 
     fn finite_tensor(&self, name: &str, shape: &[usize]) -> Result<RawTensor> {
         let tensor = self.source.tensor(name, shape)?;
-        if let Some(index) = weights::first_non_finite(&tensor) {
-            let place = self.source.place();
-            return Err(Error::failed(format!("{place}: {name}: value {index} is not finite (NaN or infinity)"))
-                .hint("the file is damaged or the model diverged when it was trained: fetch it again"));
-        }
+        check_finite(name, &tensor).map_err(|error| error.at(self.source.place()))?;
         Ok(tensor)
     }
 
     fn to_f32(&self, name: &str, tensor: &RawTensor) -> Result<Vec<f32>> {
-        let len = tensor.shape.iter().product();
-        let view = match tensor.dtype {
-            TensorDtype::F32 => return Ok(tensor.bytes.as_f32().to_vec()),
-            TensorDtype::F16 => WeightRef::F16 { bits: tensor.bytes.as_u16(), rows: 1, cols: len },
-            TensorDtype::Bf16 => WeightRef::Bf16 { bits: tensor.bytes.as_u16(), rows: 1, cols: len },
-            other => return Err(self.wrong_dtype(name, other)),
+        let len = tensor.elements();
+        let view = match tensor.values() {
+            Some(Values::F32(values)) => return Ok(values.to_vec()),
+            Some(Values::F16(bits)) => WeightRef::F16 { bits, rows: 1, cols: len },
+            Some(Values::Bf16(bits)) => WeightRef::Bf16 { bits, rows: 1, cols: len },
+            None => return Err(self.wrong_dtype(name)),
         };
         Ok((0..len).map(|index| view.at(0, index)).collect())
     }
 
-    fn wrong_dtype(&self, name: &str, found: TensorDtype) -> Error {
-        Error::failed(format!("{}: {name}: expected F32, F16 or BF16, found {found:?}", self.source.place()))
+    fn wrong_dtype(&self, name: &str) -> Error {
+        Error::failed(format!("{}: {name}: expected F32, F16 or BF16, found bytes", self.source.place()))
     }
 }

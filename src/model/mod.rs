@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 //! LLaMA-architecture models: configuration, weights, the decoder block forward and backward, the stack, the KV cache.
 
 pub mod block;
@@ -16,3 +17,12 @@ pub use llama::{Batch, Llama};
 pub use load::{load, LoadOptions, Method, TensorSource};
 pub use pass::{DoraScales, Noise, Pass, Rows};
 pub use weights::Checkpoint;
+=======
+//! A model: its description ([`hf_config`]) and its weights on disk ([`weights`]).
+
+pub mod hf_config;
+pub mod weights;
+
+pub use hf_config::{Architecture, ModelConfig};
+pub use weights::{Checkpoint, RawTensor, StoredDtype};
+>>>>>>> wip-d

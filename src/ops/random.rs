@@ -46,6 +46,40 @@ impl RandomStream {
         counter
     }
 
+    /// `words(first + call)` for `CALLS` consecutive indices: word `j` of call `c` at `[j][c]`, in a form that vector
+    /// kernels compute side by side.
+    #[inline(always)]
+    pub(crate) fn words_of_calls<const CALLS: usize>(&self, first: u64) -> [[u32; CALLS]; 4] {
+        // 64-bit lanes: a word sits in the low half and the high half is ignored, so that nothing has to be widened.
+        const LOW: u64 = 0xffff_ffff;
+        let [mut a, mut b, mut c, mut d] = [[0u64; CALLS]; 4];
+        for call in 0..CALLS {
+            a[call] = first.wrapping_add(call as u64);
+            b[call] = a[call] >> 32;
+            c[call] = self.stream;
+            d[call] = self.stream >> 32;
+        }
+        let mut key = self.key;
+        for _ in 0..10 {
+            for call in 0..CALLS {
+                let low = (a[call] & LOW) * 0xD251_1F53;
+                let high = (c[call] & LOW) * 0xCD9E_8D57;
+                a[call] = (high >> 32) ^ b[call] ^ u64::from(key[0]);
+                b[call] = high;
+                c[call] = (low >> 32) ^ d[call] ^ u64::from(key[1]);
+                d[call] = low;
+            }
+            key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
+        }
+        let mut words = [[0; CALLS]; 4];
+        for (words, lanes) in words.iter_mut().zip([a, b, c, d]) {
+            for call in 0..CALLS {
+                words[call] = lanes[call] as u32;
+            }
+        }
+        words
+    }
+
     /// One 32-bit word: element `index` of the stream (four elements share a Philox call).
     #[inline]
     pub fn word(&self, index: u64) -> u32 {
@@ -89,6 +123,17 @@ mod tests {
         assert_eq!(zero, [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
         let ones = RandomStream::new(u64::MAX, u64::MAX).words(u64::MAX);
         assert_eq!(ones, [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
+    }
+
+    #[test]
+    fn calls_side_by_side_give_the_same_words() {
+        let stream = RandomStream::new(5, u64::MAX - 3);
+        for first in [0, 1000, u64::from(u32::MAX) - 3] {
+            let block = stream.words_of_calls::<16>(first);
+            for call in 0..16 {
+                assert_eq!(block.map(|words| words[call]), stream.words(first + call as u64));
+            }
+        }
     }
 
     #[test]

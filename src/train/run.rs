@@ -107,7 +107,7 @@ struct Run {
 impl Run {
     fn load(config: &RunConfig, folder: &Path, observer: &mut dyn Observer) -> Result<Run> {
         let model_folder = PathBuf::from(&config.model);
-        let model_config = ModelConfig::load(&model_folder)?;
+        let model_config = ModelConfig::from_folder(&model_folder)?;
         let checkpoint = Checkpoint::open(&model_folder)?;
         let corpora = data::load(&config.data, &model_folder, model_config.vocab_size, config.seed, &mut |text| {
             observer.note(text);
@@ -216,7 +216,7 @@ impl Run {
             return Ok(out);
         }
         let out = config.folder().join("adapter");
-        let provenance = Provenance::new(&config.model, self.checkpoint.base_hash()?, config.method);
+        let provenance = Provenance::new(&config.model, base_hash(&self.checkpoint, HashDepth::Full)?, config.method);
         peft::write(&out, model, params, &config.lora, &provenance)?;
         Ok(out)
     }

@@ -61,7 +61,7 @@ fn rows(batch: &MicroBatch) -> Rows<'_> {
 }
 
 fn load(folder: &Path, options: &LoadOptions) -> (Llama, ParamStore) {
-    let config = ModelConfig::load(folder).unwrap();
+    let config = ModelConfig::from_folder(folder).unwrap();
     let checkpoint = Checkpoint::open(folder).unwrap();
     model::load(&config, &checkpoint, options, &mut |_, _| {}).unwrap()
 }
@@ -182,8 +182,7 @@ fn golden_logits_of_prefix(model: &Llama, pass: &Pass<'_>, ids: &[u32]) -> Vec<f
 }
 
 fn load_with_config(model_folder: &Path, config: &str) -> (Llama, ParamStore) {
-    let text = std::fs::read_to_string(model_folder.join(config)).unwrap();
-    let config = ModelConfig::parse(&text, &model_folder.join(config)).unwrap();
+    let config = ModelConfig::from_file(&model_folder.join(config)).unwrap();
     let checkpoint = Checkpoint::open(model_folder).unwrap();
     let options = LoadOptions::frozen(128);
     model::load(&config, &checkpoint, &options, &mut |_, _| {}).unwrap()
