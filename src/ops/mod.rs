@@ -1,5 +1,6 @@
 //! The operations of the step, each with its forward and backward, its reference and its tests in one folder.
 
+pub mod attention;
 pub mod bytes;
 pub mod gemm;
 pub mod matrix;
