@@ -3,6 +3,7 @@
 //! The modules in data-flow order:
 //! [`export`] writes models: shards, NF4 folders;
 //! [`model`] reads the description and the weights of a model;
+//! [`data`] reads text and makes packed batches of tokens;
 //! [`quant`] is NF4, the 4-bit format of the frozen base;
 //! [`ops`] are the operations of the step, forward and backward;
 //! [`optim`] turns gradients into new parameter values;
