@@ -2,6 +2,7 @@
 //! ([`folder`]), and the NF4 form of a model ([`quantize`](mod@quantize)).
 
 pub mod folder;
+pub mod full;
 pub mod quantize;
 pub mod safetensors;
 
