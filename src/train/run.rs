@@ -9,7 +9,8 @@ use super::metrics::{EvalRow, Log, Row, StepRow};
 use super::step::{Engine, StepReport, StepSettings};
 use crate::adapter::peft::{self, Provenance};
 use crate::config::RunConfig;
-use crate::data::{self, batch::BatchCursor, Corpora};
+use crate::data::tokenize::Tokenizer;
+use crate::data::{self, Corpora};
 use crate::device;
 use crate::error::{Error, Result};
 use crate::export::full;
@@ -98,7 +99,6 @@ fn prepare_folder(config: &RunConfig) -> Result<PathBuf> {
 struct Run {
     engine: Engine,
     corpora: Corpora,
-    cursor: BatchCursor,
     log: Log,
     config: RunConfig,
     total_steps: u64,
@@ -113,9 +113,10 @@ impl Run {
             true => Box::new(RandomWeights::new(config.seed, model_config.initializer_range() as f32)),
             false => Box::new(Checkpoint::open(&model_folder)?),
         };
-        let corpora = data::load(&config.data, &model_folder, model_config.vocab_size, config.seed, &mut |text| {
-            observer.note(text);
-        })?;
+        let tokenizer = Tokenizer::load(&model_folder, Some(model_config.vocab_size))?;
+        tokenizer.warnings().iter().for_each(|warning| observer.warning(warning));
+        let sizes = data::BatchSizes { micro_batch: config.training.micro_batch, seed: config.seed };
+        let corpora = data::load(&config.data, &tokenizer, sizes, &mut |text| observer.note(text))?;
 
         let continued = config.adapter.as_deref().map(peft::read).transpose()?;
         let mut options = LoadOptions::training(config.method, config.quantization, &config.lora, config.seed);
@@ -151,9 +152,8 @@ impl Run {
         let grads = Gradients::zeros(&params);
         let engine = Engine { model, params, grads, optimizer, arena: Arena::new(), settings };
         let log = Log::append(&folder.join("log.jsonl"))?;
-        let cursor = BatchCursor::default();
         let config = config.clone();
-        let mut run = Run { engine, corpora, cursor, log, config, total_steps: 0, tokens: 0 };
+        let mut run = Run { engine, corpora, log, config, total_steps: 0, tokens: 0 };
         run.total_steps = run.count_steps();
         Ok(run)
     }
@@ -164,15 +164,14 @@ impl Run {
         if training.steps > 0 {
             return training.steps;
         }
-        let windows = self.corpora.train.batches_per_epoch(training.micro_batch) as f64;
-        ((windows * training.epochs / training.accumulation as f64).ceil() as u64).max(1)
+        let per_epoch = self.corpora.train.steps_per_epoch(training.accumulation as u64) as f64;
+        ((per_epoch * training.epochs).ceil() as u64).max(1)
     }
 
     fn step(&mut self, step: u64, observer: &mut dyn Observer) -> Result<StepReport> {
         let (training, total) = (&self.config.training, self.total_steps);
-        let batches: Vec<_> = (0..training.accumulation)
-            .map(|_| self.corpora.train.next_micro_batch(&mut self.cursor, training.micro_batch))
-            .collect();
+        let count = self.corpora.train.left_in_epoch().min(training.accumulation as u64);
+        let batches: Vec<_> = (0..count).map(|_| self.corpora.train.next_micro_batch()).collect();
         let rates = self.config.optimizer.learning_rates(self.config.schedule.multiplier(step, total));
         let start = Instant::now();
         let report = self.engine.step(step, &batches, &rates);
