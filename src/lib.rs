@@ -2,6 +2,7 @@
 //!
 //! The modules in data-flow order:
 //! [`config`] is the TOML file of a run, resolved and checked;
+//! [`config`] turns a TOML file into typed settings;
 //! [`data`] reads text and makes packed batches of tokens;
 //! [`model`] reads a model and runs it: decoder blocks forward and backward, the stack, the cache;
 //! [`adapter`] are LoRA's parameters and files;
