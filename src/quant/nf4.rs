@@ -1,7 +1,7 @@
 //! NF4: 4-bit codes of a fixed 16-value codebook with one scale a block, bit for bit as bitsandbytes stores it.
 //!
-//! Layout: values are taken flat, row-major, in blocks of `block` values (the last one may be short); rows play no part.
-//! `value = round_to_dtype(NF4_CODE[code] * scale(block))`, the product in f32. Quantisation is in [`super::quantize`].
+//! Layout: values are taken flat, row-major, in blocks of `block` values (the last may be short); rows play no part.
+//! `value = round_to_dtype(NF4_CODE[code] * scale(block))`, the product in f32. Quantisation is [`super::quantize()`].
 //! Reference: Dettmers et al., "QLoRA" (2023), §3 and appendix E; the golden vectors made with bitsandbytes.
 
 use super::kernels;

@@ -88,7 +88,7 @@ impl Values<'_> {
 
 /// Quantises a `[rows, cols]` weight.
 ///
-/// Errors: a block size outside the format, a wrong number of values, a value that is not finite (its flat index named).
+/// Errors: a block size outside the format, a wrong number of values, a value that is not finite (its index named).
 pub fn quantize(values: Values<'_>, rows: usize, cols: usize, config: QuantConfig) -> Result<Nf4Matrix> {
     config.check()?;
     let count = values.len();

@@ -58,7 +58,7 @@ fn every_path_decodes_the_same_bits() {
     for block in [32, 64, 4096] {
         let scales: Vec<f32> = (0..4096 / block).map(|i| 0.37 * 1.3f32.powi(i as i32 % 40 - 20)).collect();
         for dtype in [SourceDtype::F32, SourceDtype::F16, SourceDtype::Bf16] {
-            let code = |i: usize| if i % 2 == 0 { packed[i / 2] >> 4 } else { packed[i / 2] & 15 };
+            let code = |i: usize| if i.is_multiple_of(2) { packed[i / 2] >> 4 } else { packed[i / 2] & 15 };
             let value = |i: usize| dtype.round(NF4_CODE[usize::from(code(i))] * scales[i / block]).to_bits();
             let expected: Vec<u32> = (0..4096).map(value).collect();
             for path in CpuPath::available() {

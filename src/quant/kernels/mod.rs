@@ -1,8 +1,8 @@
 //! The two inner loops of NF4 on a CPU: values to codes, codes to values. Every path gives the same bits.
 //!
-//! Encoding must equal "the number of midpoints below y". The portable path compares with all 15 midpoints, AVX2 searches
-//! by halves, AVX-512 looks the one midpoint up that can matter ([`x86`]). Decoding looks values up in the 16-entry table
-//! of a block, whose entries are rounded to the dtype once.
+//! Encoding must equal "the number of midpoints below y". The portable path compares with all 15 midpoints, AVX2
+//! searches by halves, AVX-512 looks the one midpoint up that can matter (`x86.rs`). Decoding looks values up in the
+//! 16-entry table of a block, whose entries are rounded to the dtype once.
 
 use super::nf4::{SourceDtype, NF4_CODE};
 use super::quantize::Values;

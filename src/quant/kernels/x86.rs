@@ -137,7 +137,7 @@ fn codes_avx2(values: &[f32], inverse: f32, packed: &mut [u8], tables: &[__m256;
             // SAFETY: each chunk holds 8 values.
             *codes = eight_codes(_mm256_mul_ps(unsafe { _mm256_loadu_ps(values.as_ptr()) }, inverse), tables);
         }
-        // Packing works within 128-bit lanes: the low lane gets bytes 0, 1 of each group of 8 codes, the high lane 2, 3.
+        // Packing works within 128-bit lanes: the low one gets bytes 0, 1 of each group of 8 codes, the high one 2, 3.
         let first = _mm256_madd_epi16(_mm256_packs_epi32(codes[0], codes[1]), pair);
         let second = _mm256_madd_epi16(_mm256_packs_epi32(codes[2], codes[3]), pair);
         let words = _mm256_packs_epi32(first, second);
