@@ -154,7 +154,7 @@ impl Differences {
             match (expected.get(i), found.get(i)) {
                 (Some(a), Some(b)) => {
                     let relative = error / largest;
-                    format!("{what} (tolerance {tolerance:.0e}): {i}: expected {a:e}, found {b:e}, {relative:.1e} of the largest")
+                    format!("{what} (tolerance {tolerance:.0e}): {i}: {a:e} expected, {b:e} found, {relative:.1e} of the max")
                 }
                 _ => format!("{what}: expected {} values, found {}", expected.len(), found.len()),
             }
