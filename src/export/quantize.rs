@@ -31,8 +31,10 @@ pub struct Summary {
 
 /// Quantises the model in `base` into the new folder `out`, which appears when it is complete.
 ///
-/// `progress` is called with (bytes of the source done, of all, name of the tensor). Errors: `base` is no unquantised model
-/// that the engine knows, a weight is missing or has another shape, a value is not finite, `out` exists, the disk.
+/// `progress` is called with (bytes of the source done, of all, name of the tensor).
+///
+/// Errors: `base` is no unquantised model that the engine knows, a weight is missing or has another shape, a value is
+/// not finite, `out` exists, the disk.
 pub fn quantize_folder(
     base: &Path,
     out: &Path,
