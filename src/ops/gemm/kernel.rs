@@ -39,6 +39,16 @@ pub(super) trait Lanes: Copy {
     /// # Safety
     /// `count ≤ WIDTH` words are readable and writable.
     unsafe fn put(to: *mut f32, count: usize, sum: Self::Vector, alpha: f32, accumulate: bool);
+    /// Sum of two sums.
+    ///
+    /// # Safety
+    /// As [`Lanes::zero`].
+    unsafe fn add(a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// Sum of the f32 lanes, in an order of its own.
+    ///
+    /// # Safety
+    /// As [`Lanes::zero`].
+    unsafe fn total(vector: Self::Vector) -> f32;
 }
 
 /// Arguments of a micro-kernel. Strides are in words.
@@ -113,6 +123,71 @@ pub(super) unsafe fn tile<L: Lanes, const R: usize, const V: usize>(args: &Tile)
 /// Each of the rows (at most 16) has `words` readable words, `to` is writable, and the instruction set is available.
 pub(super) type TransposeFn = unsafe fn(rows: &[*const f32], words: usize, to: *mut f32, stride: usize);
 
+/// Arguments of a dot product of one row of words with a few others.
+#[derive(Clone, Copy)]
+pub(super) struct Dot {
+    /// The one row.
+    pub a: *const f32,
+    /// First of the others, readable up to the next whole vector.
+    pub b: *const f32,
+    /// From one of the others to the next.
+    pub b_row: usize,
+    /// Words in a row.
+    pub words: usize,
+}
+
+/// Most rows that [`DotFn`] takes.
+pub(super) const MOST_ROWS: usize = 8;
+
+/// A dot product with a fixed number of rows, added to the sums.
+///
+/// # Safety
+/// The pointers of the dot product are good for its rows, and the instruction set is available.
+pub(super) type DotFn = unsafe fn(&Dot, &mut [f32; MOST_ROWS]);
+
+/// The body of every [`DotFn`]; the caller is a `#[target_feature]` function.
+///
+/// # Safety
+/// As [`DotFn`].
+#[inline(always)]
+pub(super) unsafe fn dot<L: Lanes, const T: usize>(args: &Dot, sums: &mut [f32; MOST_ROWS]) {
+    // With few rows, more chains hide the latency of the multiply-add.
+    let chains = match T {
+        1 => 4,
+        2 => 2,
+        _ => 1,
+    };
+    // SAFETY: the caller vouches for `words` behind `a` and for whole vectors behind `b`; a partial vector of `a` is
+    // copied out first.
+    unsafe {
+        let mut parts = [[L::zero(); 4]; T];
+        let mut at = 0;
+        while at + chains * L::WIDTH <= args.words {
+            for chain in 0..chains {
+                let a = L::load(args.a.add(at + chain * L::WIDTH));
+                for (t, parts) in parts.iter_mut().enumerate() {
+                    let b = L::load(args.b.add(t * args.b_row + at + chain * L::WIDTH));
+                    parts[chain] = L::multiply_add(a, b, parts[chain]);
+                }
+            }
+            at += chains * L::WIDTH;
+        }
+        while at < args.words {
+            let mut rest = [0.0f32; 16];
+            let count = (args.words - at).min(L::WIDTH);
+            std::ptr::copy_nonoverlapping(args.a.add(at), rest.as_mut_ptr(), count);
+            let a = L::load(rest.as_ptr());
+            for (t, parts) in parts.iter_mut().enumerate() {
+                parts[0] = L::multiply_add(a, L::load(args.b.add(t * args.b_row + at)), parts[0]);
+            }
+            at += count;
+        }
+        for (sum, parts) in sums.iter_mut().zip(parts) {
+            *sum += L::total(L::add(L::add(parts[0], parts[1]), L::add(parts[2], parts[3])));
+        }
+    }
+}
+
 /// f32 values to words of two bf16, nearest even. The functions are unsafe because they need their instruction set.
 pub(super) struct PairFns {
     /// Neighbours of one row: `to[i] = (from[2i], from[2i+1])`, with zero after an odd end.
@@ -127,6 +202,8 @@ pub(super) struct Kernels {
     pub width: usize,
     /// Kernels by vectors - 1, then by rows - 1.
     pub tiles: &'static [&'static [TileFn]],
+    /// Dot products by rows - 1.
+    pub dots: [DotFn; MOST_ROWS],
     /// Words are pairs of bf16 instead of one f32; how to make them.
     pub pairs: Option<PairFns>,
     /// Transposition of up to 16 rows.
@@ -168,6 +245,14 @@ macro_rules! tile_row {
     };
 }
 pub(super) use tile_row;
+
+/// The functions `$dot::<T>` for every number of rows.
+macro_rules! dot_row {
+    ($dot:ident) => {
+        [$dot::<1>, $dot::<2>, $dot::<3>, $dot::<4>, $dot::<5>, $dot::<6>, $dot::<7>, $dot::<8>]
+    };
+}
+pub(super) use dot_row;
 
 /// Compiles one body for every instruction set and picks by path: the body is plain Rust that the compiler vectorises.
 macro_rules! for_each_path {

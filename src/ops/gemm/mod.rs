@@ -13,6 +13,9 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512bf16;
 mod driver;
+mod gemv;
+#[cfg(target_arch = "x86_64")]
+mod gemv_nf4;
 mod kernel;
 mod operand;
 mod pack_dense;
@@ -166,8 +169,11 @@ pub(crate) fn matmul_nt_on(path: CpuPath, x: MatRef<'_>, w: WeightRef<'_>, y: Ma
     assert!(x.cols == w.cols() && y.rows == x.rows && y.cols == w.rows());
     check(x, &y);
     w.check();
-    let left = Left { matrix: x, transposed: false, compute: store.compute, path };
     let source = Source { weight: w, transposed: true, compute: store.compute, path };
+    if x.rows <= kernel::MOST_ROWS {
+        return gemv::run(x, source, y, store);
+    }
+    let left = Left { matrix: x, transposed: false, compute: store.compute, path };
     driver::run(Product { left, source, target: y, store });
 }
 

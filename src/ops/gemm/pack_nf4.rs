@@ -29,6 +29,35 @@ impl<'a> ScaleReader<'a> {
         }
     }
 
+    /// `to[i]` = the scale at flat index `start + i · step`, where `start` and `block` are multiples of `step`.
+    pub fn fill(&self, start: usize, step: usize, block: usize, to: &mut [f32]) {
+        let first = start / block;
+        match self {
+            ScaleReader::Plain(values) if step == block => to.copy_from_slice(&values[first..first + to.len()]),
+            ScaleReader::Double { codes, nested, map, offset, shift } if step == block => {
+                let mut at = first;
+                let mut rest = to;
+                while !rest.is_empty() {
+                    // One nested block after the other.
+                    let end = ((at >> shift) + 1) << shift;
+                    let (head, tail) = rest.split_at_mut(rest.len().min(end - at));
+                    let factor = nested[at >> shift];
+                    for (to, &code) in head.iter_mut().zip(&codes[at..]) {
+                        *to = map[usize::from(code)] * factor + offset;
+                    }
+                    at = end;
+                    rest = tail;
+                }
+            }
+            _ => {
+                let shift = block.trailing_zeros();
+                for (i, to) in to.iter_mut().enumerate() {
+                    *to = self.get((start + i * step) >> shift);
+                }
+            }
+        }
+    }
+
     /// The scale of a block.
     #[inline(always)]
     pub fn get(&self, block: usize) -> f32 {

@@ -52,7 +52,7 @@ pub(super) fn codebook() -> __m512 {
 /// The 16 values of a block.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn table(scale: f32, dtype: SourceDtype) -> __m512 {
+pub(super) fn table(scale: f32, dtype: SourceDtype) -> __m512 {
     rounded(_mm512_mul_ps(codebook(), _mm512_set1_ps(scale)), dtype)
 }
 
