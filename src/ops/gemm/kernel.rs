@@ -232,6 +232,29 @@ impl Kernels {
         }
     }
 
+    /// Runs a micro-kernel over all of `rows` rows and the `columns` columns of one panel; `tile` describes the first
+    /// rows, `tile.last` is set here.
+    ///
+    /// # Safety
+    /// The pointers of the tile are good for all rows, and B for whole vectors; the instruction set is available.
+    pub unsafe fn run(&self, mut tile: Tile, rows: usize, columns: usize) {
+        let vectors = columns.div_ceil(self.width);
+        let kernels = self.tiles[vectors - 1];
+        tile.last = columns - (vectors - 1) * self.width;
+        let mut left = rows;
+        for tiles in (1..=rows.div_ceil(kernels.len())).rev() {
+            // Tiles of almost the same height: a short last one would run at a fraction of the speed.
+            let height = left.div_ceil(tiles);
+            // SAFETY: passed on; `height` rows are left.
+            unsafe {
+                kernels[height - 1](&tile);
+                tile.a = tile.a.wrapping_add(height * tile.a_row);
+                tile.c = tile.c.wrapping_add(height * tile.c_row);
+            }
+            left -= height;
+        }
+    }
+
     /// Columns of the widest panel.
     pub fn panel_columns(&self) -> usize {
         self.width * self.tiles.len()

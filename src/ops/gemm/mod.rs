@@ -29,6 +29,7 @@ mod portable;
 #[cfg(test)]
 mod reference;
 mod scratch;
+pub(crate) mod small;
 #[cfg(test)]
 mod tests;
 
