@@ -7,6 +7,7 @@
 
 use super::avx512::Avx512;
 use super::avx512bf16::{narrow, Pairs};
+use super::gemv::Put;
 use super::kernel::{Dot, Kernels, Lanes, MOST_ROWS};
 use super::pack_dense::Source;
 use super::pack_nf4::ScaleReader;
@@ -15,12 +16,16 @@ use super::pack_nf4_bf16::before_bf16;
 use crate::device::{Compute, CpuPath};
 use crate::quant::{Nf4Matrix, SourceDtype};
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 /// Values of a piece; every one lies in one block.
 const PIECE: usize = 64;
 
 /// Tables made at a time, so that they stay in the L1 cache: 8 KB.
 const TABLES: usize = 128;
+
+/// Most rows of the weight taken at a time.
+const BATCH: usize = 16;
 
 /// Bytes ahead of the codes in use that are prefetched: rows follow one another in memory.
 const AHEAD: usize = 8 << 10;
@@ -48,13 +53,6 @@ pub(super) struct Fused<'a> {
     rows: RowsFn,
 }
 
-/// Working memory of [`Fused::rows`].
-#[derive(Default)]
-pub(super) struct FusedScratch {
-    scales: Vec<f32>,
-    tables: Vec<Table>,
-}
-
 impl<'a> Fused<'a> {
     /// The functions, if this path and weight have some.
     pub fn new(source: &Source<'_>, kernels: &Kernels, matrix: &'a Nf4Matrix, count: usize) -> Option<Fused<'a>> {
@@ -76,31 +74,34 @@ impl<'a> Fused<'a> {
         }
     }
 
-    /// Rows whose tables stay in the L1 cache.
-    pub fn rows_at_once(&self) -> usize {
-        (TABLES / (self.matrix.cols / PIECE)).max(1)
-    }
-
-    /// Products of some rows of the weight, one for each element of `sums`, with the rows of x.
+    /// Sums of some rows of the weight with the rows of x.
     ///
     /// # Safety
     /// `dot.b` has as many rows as this was made for, each of them a row of x in [`order_of_codes`].
-    pub unsafe fn rows(&self, first: usize, dot: &Dot, scratch: &mut FusedScratch, sums: &mut [[f32; MOST_ROWS]]) {
-        let (start, count) = (first * self.matrix.cols, sums.len() * self.matrix.cols);
-        scratch.scales.resize(count / PIECE, 0.0);
-        scratch.tables.resize(count / PIECE, Table([0.0; 16]));
-        self.scales.fill(start, PIECE, self.matrix.block, &mut scratch.scales);
-        let codes = &self.matrix.codes[start / 2..(start + count) / 2];
-        // SAFETY: the path is available; the codes are whole rows with a table for each piece, and the caller vouches
-        // for x.
-        unsafe {
-            (self.tables)(&scratch.scales, self.matrix.dtype, &mut scratch.tables);
-            (self.rows)(codes.as_ptr(), &scratch.tables, dot, sums);
+    pub unsafe fn sums(&self, rows: Range<usize>, dot: Dot, put: Put<'_>) {
+        let cols = self.matrix.cols;
+        let batch = (TABLES / (cols / PIECE).max(1)).clamp(1, BATCH);
+        let mut scales = vec![0.0; batch * cols / PIECE];
+        let mut tables = vec![Table([0.0; 16]); batch * cols / PIECE];
+        let mut sums = [[0.0; MOST_ROWS]; BATCH];
+        for first in rows.clone().step_by(batch) {
+            let count = batch.min(rows.end - first);
+            let (start, end) = (first * cols, (first + count) * cols);
+            let (scales, tables) = (&mut scales[..count * cols / PIECE], &mut tables[..count * cols / PIECE]);
+            self.scales.fill(start, PIECE, self.matrix.block, scales);
+            let codes = &self.matrix.codes[start / 2..end / 2];
+            // SAFETY: the path is available; the codes are whole rows with a table for each piece, and the caller
+            // vouches for x.
+            unsafe {
+                (self.tables)(scales, self.matrix.dtype, tables);
+                (self.rows)(codes.as_ptr(), tables, &dot, &mut sums[..count]);
+            }
+            sums[..count].iter().enumerate().for_each(|(i, sums)| put(first + i, sums));
         }
     }
 }
 
-/// Reorders a row of x for [`Fused::rows`].
+/// Reorders a row of x for [`Fused::sums`].
 pub(super) fn order_of_codes(from: &[f32], pairs: bool, to: &mut [f32]) {
     fn split<const N: usize>(from: &[f32], to: &mut [f32]) {
         for (from, to) in from.chunks_exact(N).zip(to.chunks_exact_mut(N)) {

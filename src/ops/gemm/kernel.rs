@@ -219,6 +219,10 @@ impl Kernels {
             (CpuPath::Avx512Bf16, Compute::Bf16) => &super::avx512bf16::BF16,
             #[cfg(target_arch = "x86_64")]
             (CpuPath::Avx512 | CpuPath::Avx512Bf16, _) => &super::avx512::F32,
+            #[cfg(target_arch = "x86_64")]
+            (CpuPath::Avx2, _) => &super::avx2::F32,
+            #[cfg(target_arch = "aarch64")]
+            (CpuPath::Neon, _) => &super::neon::F32,
             _ => &super::portable::F32,
         }
     }

@@ -9,6 +9,8 @@
 //! Results do not depend on the number of threads: work is split over output tiles, never over the reduction.
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512bf16;
@@ -17,6 +19,8 @@ mod gemv;
 #[cfg(target_arch = "x86_64")]
 mod gemv_nf4;
 mod kernel;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod operand;
 mod pack_dense;
 mod pack_nf4;

@@ -69,7 +69,7 @@ unsafe fn tile_f32<const R: usize, const V: usize>(args: &Tile) {
 
 /// # Safety
 /// As [`super::kernel::TransposeFn`].
-unsafe fn transpose(rows: &[*const f32], words: usize, to: *mut f32, stride: usize) {
+pub(super) unsafe fn transpose(rows: &[*const f32], words: usize, to: *mut f32, stride: usize) {
     for w in 0..words {
         for (r, row) in rows.iter().enumerate() {
             // SAFETY: w < words is readable in each row, and the target is writable by contract.
