@@ -93,19 +93,27 @@ pub(super) unsafe fn tile<L: Lanes, const R: usize, const V: usize>(args: &Tile)
     // SAFETY: the caller vouches for R rows, V vectors and `depth` steps behind the pointers.
     unsafe {
         let mut sums = [[L::zero(); V]; R];
-        let (mut a, mut b) = (args.a, args.b);
+        let mut b = args.b;
+        // Rows are reached from every third one: base, base + row and base + 2 row are addressing modes. The black box
+        // keeps the compiler from deriving the bases from one another, one addition after the other at each depth.
+        let mut bases = [args.a; 4];
+        for (i, base) in bases.iter_mut().enumerate().take(R.div_ceil(3)) {
+            *base = std::hint::black_box(args.a.wrapping_add(3 * i * args.a_row));
+        }
         for _ in 0..args.depth {
             let mut panel = [L::zero(); V];
             for (v, vector) in panel.iter_mut().enumerate() {
                 *vector = L::load(b.add(v * L::WIDTH));
             }
             for (r, row) in sums.iter_mut().enumerate() {
-                let factor = L::splat(a.add(r * args.a_row));
+                let factor = L::splat(bases[r / 3].add(r % 3 * args.a_row));
                 for (sum, &vector) in row.iter_mut().zip(&panel) {
                     *sum = L::multiply_add(factor, vector, *sum);
                 }
             }
-            a = a.add(args.a_depth);
+            for base in bases.iter_mut().take(R.div_ceil(3)) {
+                *base = base.wrapping_add(args.a_depth);
+            }
             b = b.add(args.b_depth);
         }
         for (r, row) in sums.iter().enumerate() {
