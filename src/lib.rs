@@ -7,9 +7,12 @@
 //! [`optim`] turns gradients into new parameter values;
 //! [`device`] and [`error`] stand below everything.
 
+pub mod adapter;
+pub mod data;
 pub mod device;
 pub mod error;
 pub mod model;
 pub mod ops;
 pub mod optim;
 pub mod quant;
+pub mod train;

@@ -3,6 +3,8 @@
 //! One test for each folder; all its cases run, and everything that differs is listed at once.
 
 mod golden_data;
+#[path = "parity/model.rs"]
+mod model;
 
 use golden_data::{Differences, Golden, Tensor};
 use llamantino::model::{Checkpoint, ModelConfig};

@@ -3,7 +3,7 @@
 //! A frozen weight is a slice of the mapped file or NF4 codes; a trained one lives in the [`ParamStore`]. The model
 //! itself holds no gradient and no optimizer state.
 
-use super::pass::{DoraColumns, Pass};
+use super::pass::Pass;
 use crate::adapter::LoraParams;
 use crate::ops::linear::{Adapter, Dora, Linear};
 use crate::ops::{Bytes, MatRef, ParamId, ParamStore, RandomStream, WeightRef};
@@ -134,8 +134,7 @@ impl LinearLayer {
     fn adapter<'a>(&'a self, lora: &'a LoraParams, pass: &'a Pass<'_>) -> Adapter<'a> {
         let (a, b) = (pass.params.get(lora.a), pass.params.get(lora.b));
         let dora = lora.magnitude.zip(pass.dora.get(self.index)).map(|(magnitude_id, columns)| {
-            let DoraColumns { factor, norm } = columns;
-            Dora { factor, norm, magnitude_id }
+            Dora { factor: &columns.factor, norm: &columns.norm, magnitude_id }
         });
         Adapter {
             a: MatRef::new(&a.value, a.rows, a.cols),

@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! LLaMA-architecture models: configuration, weights, the decoder block forward and backward, the stack, the KV cache.
 
 pub mod block;
@@ -16,13 +15,4 @@ pub use hf_config::ModelConfig;
 pub use llama::{Batch, Llama};
 pub use load::{load, LoadOptions, Method, TensorSource};
 pub use pass::{DoraScales, Noise, Pass, Rows};
-pub use weights::Checkpoint;
-=======
-//! A model: its description ([`hf_config`]) and its weights on disk ([`weights`]).
-
-pub mod hf_config;
-pub mod weights;
-
-pub use hf_config::{Architecture, ModelConfig};
 pub use weights::{Checkpoint, RawTensor, StoredDtype};
->>>>>>> wip-d

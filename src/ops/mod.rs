@@ -1,10 +1,12 @@
 //! The operations of the step, each with its forward and backward, its reference and its tests in one folder.
 
+pub mod attention;
 pub mod bytes;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
 pub mod gemm;
+pub mod linear;
 pub mod matrix;
 pub mod params;
 pub mod random;

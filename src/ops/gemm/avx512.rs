@@ -4,7 +4,7 @@ use super::kernel::{tile, tile_row, Kernels, Lanes, Tile};
 use std::arch::x86_64::*;
 
 #[derive(Clone, Copy)]
-struct Avx512;
+pub(super) struct Avx512;
 
 impl Lanes for Avx512 {
     type Vector = __m512;
@@ -102,7 +102,7 @@ fn transpose_16x16(rows: [__m512i; 16]) -> [__m512i; 16] {
 /// # Safety
 /// As [`super::kernel::TransposeFn`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-unsafe fn transpose(rows: &[*const f32], words: usize, to: *mut f32, stride: usize) {
+pub(super) unsafe fn transpose(rows: &[*const f32], words: usize, to: *mut f32, stride: usize) {
     assert!((1..=16).contains(&rows.len()));
     // Rows beyond the last repeat it: their lanes are masked away at the store.
     let pointers: [*const f32; 16] = std::array::from_fn(|r| rows[r.min(rows.len() - 1)]);
@@ -130,6 +130,6 @@ pub(super) static F32: Kernels = Kernels {
         tile_row!(tile_f32, 2, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]),
         tile_row!(tile_f32, 3, [1, 2, 3, 4, 5, 6, 7, 8]),
     ],
-    pairs: false,
+    pairs: None,
     transpose,
 };

@@ -69,7 +69,7 @@ pub(super) fn run(product: Product<'_>) {
     }
     let kernels = Kernels::of(left.path, store.compute);
     let threads = if rows * columns * depth < ALONE { 1 } else { rayon::current_num_threads() };
-    let panels = Cuts::at_most(columns, kernels.width, kernels.width * kernels.tiles.len());
+    let panels = Cuts::at_most(columns, kernels.width, kernels.panel_columns());
     let shared = Shared {
         kernels,
         source,
@@ -94,10 +94,10 @@ impl Shared<'_> {
         if panels.is_empty() || rows.is_empty() {
             return;
         }
-        let stride = self.kernels.width * self.kernels.tiles.len();
+        let stride = self.kernels.panel_columns();
         let mut scratch = Scratch::take(deepest_words() * stride + STRIPS);
         let (strips, panel) = scratch.words().split_at_mut(STRIPS);
-        let blocks = depth_blocks(self.depth, self.kernels.pairs);
+        let blocks = depth_blocks(self.depth, self.kernels.per_word());
         for block in 0..blocks.count {
             let depth = blocks.get(block);
             for index in panels.clone() {
@@ -112,7 +112,7 @@ impl Shared<'_> {
 
     /// All tiles of one panel.
     fn tiles(&self, panel: &[f32], columns: Range<usize>, depth: Range<usize>, rows: Range<usize>) {
-        let per_word = if self.kernels.pairs { 2 } else { 1 };
+        let per_word = self.kernels.per_word();
         let vectors = columns.len().div_ceil(self.kernels.width);
         let kernels = self.kernels.tiles[vectors - 1];
         let tiles = Cuts::into(rows.len(), 1, rows.len().div_ceil(kernels.len()));

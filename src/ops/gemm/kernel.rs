@@ -113,14 +113,22 @@ pub(super) unsafe fn tile<L: Lanes, const R: usize, const V: usize>(args: &Tile)
 /// Each of the rows (at most 16) has `words` readable words, `to` is writable, and the instruction set is available.
 pub(super) type TransposeFn = unsafe fn(rows: &[*const f32], words: usize, to: *mut f32, stride: usize);
 
+/// f32 values to words of two bf16, nearest even. The functions are unsafe because they need their instruction set.
+pub(super) struct PairFns {
+    /// Neighbours of one row: `to[i] = (from[2i], from[2i+1])`, with zero after an odd end.
+    pub neighbours: unsafe fn(from: &[f32], to: &mut [f32]),
+    /// Two rows of one length: `to[i] = (even[i], odd[i])`.
+    pub rows: unsafe fn(even: &[f32], odd: &[f32], to: &mut [f32]),
+}
+
 /// What a kernel path offers for one operand format.
 pub(super) struct Kernels {
     /// Columns in a vector.
     pub width: usize,
     /// Kernels by vectors - 1, then by rows - 1.
     pub tiles: &'static [&'static [TileFn]],
-    /// Words are pairs of bf16 instead of one f32.
-    pub pairs: bool,
+    /// Words are pairs of bf16 instead of one f32; how to make them.
+    pub pairs: Option<PairFns>,
     /// Transposition of up to 16 rows.
     pub transpose: TransposeFn,
 }
@@ -129,12 +137,27 @@ impl Kernels {
     /// The kernels of a path for an operand format. Where a path has no bf16 kernel, f32 kernels serve it on
     /// operands that were rounded to bf16.
     pub fn of(path: CpuPath, compute: Compute) -> &'static Kernels {
-        let _ = compute;
-        match path {
+        match (path, compute) {
             #[cfg(target_arch = "x86_64")]
-            CpuPath::Avx512 | CpuPath::Avx512Bf16 => &super::avx512::F32,
+            (CpuPath::Avx512Bf16, Compute::Bf16) => &super::avx512bf16::BF16,
+            #[cfg(target_arch = "x86_64")]
+            (CpuPath::Avx512 | CpuPath::Avx512Bf16, _) => &super::avx512::F32,
             _ => &super::portable::F32,
         }
+    }
+
+    /// Elements of the reduction in a word.
+    pub fn per_word(&self) -> usize {
+        if self.pairs.is_some() {
+            2
+        } else {
+            1
+        }
+    }
+
+    /// Columns of the widest panel.
+    pub fn panel_columns(&self) -> usize {
+        self.width * self.tiles.len()
     }
 }
 

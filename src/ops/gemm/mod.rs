@@ -10,6 +10,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512bf16;
 mod driver;
 mod kernel;
 mod operand;
@@ -17,6 +19,8 @@ mod pack_dense;
 mod pack_nf4;
 #[cfg(target_arch = "x86_64")]
 mod pack_nf4_avx512;
+#[cfg(target_arch = "x86_64")]
+mod pack_nf4_bf16;
 mod plan;
 mod portable;
 #[cfg(test)]

@@ -5,7 +5,7 @@
 
 use super::driver::for_each;
 use super::kernel::Kernels;
-use super::pack_dense::{pair_neighbours, pair_rows, round_bf16};
+use super::pack_dense::round_bf16;
 use super::scratch::Scratch;
 use crate::device::{Compute, CpuPath};
 use crate::ops::matrix::MatRef;
@@ -85,14 +85,14 @@ impl Left<'_> {
         if self.compute == Compute::F32 && !self.transposed && !conflict {
             return Rows { start: self.matrix.data.as_ptr(), stride: self.matrix.stride, _memory: None };
         }
-        let words = if kernels.pairs { self.depth().div_ceil(2) } else { self.depth() };
+        let words = self.depth().div_ceil(kernels.per_word());
         // An odd number of cache lines.
         let stride = (words.div_ceil(LINE) | 1) * LINE;
         let mut memory = Scratch::take(self.rows() * stride);
         let target = memory.words();
         let to = Target(target.as_mut_ptr());
         if self.transposed {
-            let per_word = if kernels.pairs { 2 } else { 1 };
+            let per_word = kernels.per_word();
             let jobs = self.depth().div_ceil(ROWS_PER_JOB);
             for_each(threads, jobs, |job| {
                 let depths = job * ROWS_PER_JOB..self.depth().min((job + 1) * ROWS_PER_JOB);
@@ -115,8 +115,9 @@ impl Left<'_> {
     }
 
     fn convert(&self, kernels: &Kernels, from: &[f32], to: &mut [f32]) {
-        if kernels.pairs {
-            pair_neighbours(self.path, from, to);
+        if let Some(pairs) = &kernels.pairs {
+            // SAFETY: the kernels are of this machine's path.
+            unsafe { (pairs.neighbours)(from, to) };
         } else if self.compute == Compute::Bf16 {
             round_bf16(self.path, from, to);
         } else {
@@ -127,7 +128,7 @@ impl Left<'_> {
     /// One vector of depths (or of pairs of depths) to the rows of words.
     fn transpose(&self, kernels: &Kernels, depths: std::ops::Range<usize>, to: Target, stride: usize) {
         let width = self.rows();
-        let step = if kernels.pairs { 2 } else { 1 };
+        let step = kernels.per_word();
         let direct = self.compute == Compute::F32;
         let mut strips = Scratch::take(if direct { 0 } else { 16 * (width + 16) });
         let mut zeros = Vec::new();
@@ -137,13 +138,15 @@ impl Left<'_> {
             let even = self.matrix.row(depth);
             pointers[count] = if direct {
                 even.as_ptr()
-            } else if kernels.pairs {
-                if depth + 1 < depths.end {
-                    pair_rows(self.path, even, self.matrix.row(depth + 1), strip);
+            } else if let Some(pairs) = &kernels.pairs {
+                let odd = if depth + 1 < depths.end {
+                    self.matrix.row(depth + 1)
                 } else {
                     zeros.resize(width, 0.0);
-                    pair_rows(self.path, even, &zeros, strip);
-                }
+                    &zeros
+                };
+                // SAFETY: the kernels are of this machine's path.
+                unsafe { (pairs.rows)(even, odd, strip) };
                 strip.as_ptr()
             } else {
                 round_bf16(self.path, even, strip);

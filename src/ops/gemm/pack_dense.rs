@@ -73,28 +73,6 @@ for_each_path! {
     }
 }
 
-for_each_path! {
-    /// Neighbours of one row to pairs: `to[i] = (from[2i], from[2i+1])`, zero after an odd end.
-    fn pair_neighbours(from: &[f32], to: &mut [f32]) {
-        let pairs = from.chunks_exact(2);
-        if let [last] = pairs.remainder() {
-            to[from.len() / 2] = f32::from_bits(bf16_bits(*last));
-        }
-        for (to, pair) in to.iter_mut().zip(pairs) {
-            *to = f32::from_bits(bf16_bits(pair[0]) | bf16_bits(pair[1]) << 16);
-        }
-    }
-}
-
-for_each_path! {
-    /// Two rows to pairs: `to[i] = (even[i], odd[i])`.
-    fn pair_rows(even: &[f32], odd: &[f32], to: &mut [f32]) {
-        for ((to, &even), &odd) in to.iter_mut().zip(even).zip(odd) {
-            *to = f32::from_bits(bf16_bits(even) | bf16_bits(odd) << 16);
-        }
-    }
-}
-
 /// bf16 bits of an f32, nearest even; the same as `half`'s, without a branch.
 #[inline(always)]
 pub(super) fn bf16_bits(value: f32) -> u32 {
@@ -164,8 +142,8 @@ impl<'a> Source<'a> {
         let mut start = panel.depth.start;
         while start < panel.depth.end {
             let end = panel.depth.end.min(start + STRIP_DEPTH);
-            let words = if kernels.pairs { (end - start).div_ceil(2) } else { end - start };
-            let first_word = (start - panel.depth.start) / if kernels.pairs { 2 } else { 1 };
+            let words = (end - start).div_ceil(kernels.per_word());
+            let first_word = (start - panel.depth.start) / kernels.per_word();
             for first in panel.columns.clone().step_by(kernels.width) {
                 let count = kernels.width.min(panel.columns.end - first);
                 let mut pointers = [std::ptr::null(); 16];
@@ -191,8 +169,9 @@ impl<'a> Source<'a> {
     fn row_words(&self, kernels: &Kernels, row: usize, columns: Range<usize>, strip: &mut [f32]) -> *const f32 {
         let mut values = [0.0; STRIP_DEPTH + STRIP_MARGIN];
         let values = self.row(row, columns, &mut values);
-        if kernels.pairs {
-            pair_neighbours(self.path, values, strip);
+        if let Some(pairs) = &kernels.pairs {
+            // SAFETY: the kernels are of this machine's path.
+            unsafe { (pairs.neighbours)(values, strip) };
         } else if self.compute == Compute::Bf16 {
             round_bf16(self.path, values, strip);
         } else {
@@ -205,18 +184,18 @@ impl<'a> Source<'a> {
     fn pack_rows_as_depth(&self, kernels: &Kernels, panel: Panel<'_>) {
         let count = panel.columns.len();
         let (even_strip, odd_strip) = panel.strips.split_at_mut(STRIPS / 2);
-        let step = if kernels.pairs { 2 } else { 1 };
-        let rows = panel.depth.clone().step_by(step);
+        let rows = panel.depth.clone().step_by(kernels.per_word());
         for (row, to) in rows.zip(panel.to.chunks_mut(panel.stride)) {
             let even = self.row(row, panel.columns.clone(), even_strip);
-            if kernels.pairs {
+            if let Some(pairs) = &kernels.pairs {
                 let odd = if row + 1 < panel.depth.end {
                     self.row(row + 1, panel.columns.clone(), odd_strip)
                 } else {
                     odd_strip[..count].fill(0.0);
                     &odd_strip[..count]
                 };
-                pair_rows(self.path, even, odd, to);
+                // SAFETY: the kernels are of this machine's path.
+                unsafe { (pairs.rows)(even, odd, to) };
             } else if self.compute == Compute::Bf16 {
                 round_bf16(self.path, even, to);
             } else {

@@ -89,20 +89,20 @@ fn dequantise_groups(matrix: &Nf4Matrix, groups: std::ops::Range<usize>, to: &mu
 /// Packs with the vector packers if they know this shape; false if they do not.
 #[cfg(target_arch = "x86_64")]
 pub(super) fn pack_fast(source: &Source<'_>, matrix: &Nf4Matrix, kernels: &Kernels, panel: &mut Panel<'_>) -> bool {
-    use super::pack_nf4_avx512::{pack_rows_as_columns, pack_rows_as_depth, Piece};
+    use super::pack_nf4_avx512::Piece;
+    use super::{pack_nf4_avx512, pack_nf4_bf16};
     let unit = if source.transposed { 32 } else { 16 };
-    if source.path < CpuPath::Avx512
-        || kernels.pairs
-        || source.compute == Compute::Bf16
-        || !matrix.cols.is_multiple_of(unit)
-    {
+    let rounded_f32 = source.compute == Compute::Bf16 && kernels.pairs.is_none();
+    if source.path < CpuPath::Avx512 || rounded_f32 || !matrix.cols.is_multiple_of(unit) {
         return false;
     }
     if panel.columns.is_empty() || panel.depth.is_empty() {
         return true;
     }
     let vectors = panel.columns.len().div_ceil(16);
-    assert!(panel.to.len() >= panel.depth.len() * panel.stride && panel.stride >= vectors * 16);
+    assert!(
+        panel.to.len() >= panel.depth.len().div_ceil(kernels.per_word()) * panel.stride && panel.stride >= vectors * 16
+    );
     let (rows, columns) = if source.transposed {
         (panel.columns.clone(), panel.depth.clone())
     } else {
@@ -113,10 +113,11 @@ pub(super) fn pack_fast(source: &Source<'_>, matrix: &Nf4Matrix, kernels: &Kerne
     let piece = Piece { matrix, rows, columns, stride: panel.stride, to: panel.to.as_mut_ptr() };
     // SAFETY: the path is available and the assertions cover the piece and the panel.
     unsafe {
-        if source.transposed {
-            pack_rows_as_columns(&piece);
-        } else {
-            pack_rows_as_depth(&piece);
+        match (source.transposed, kernels.pairs.is_some()) {
+            (true, false) => pack_nf4_avx512::pack_rows_as_columns(&piece),
+            (false, false) => pack_nf4_avx512::pack_rows_as_depth(&piece),
+            (true, true) => pack_nf4_bf16::pack_rows_as_columns(&piece),
+            (false, true) => pack_nf4_bf16::pack_rows_as_depth(&piece),
         }
     }
     true

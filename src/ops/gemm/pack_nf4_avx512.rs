@@ -25,7 +25,7 @@ const SHIFTS: [i32; 8] = [4, 0, 12, 8, 20, 16, 28, 24];
 /// Rounds to the dtype that was quantised, nearest even.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn rounded(value: __m512, dtype: SourceDtype) -> __m512 {
+pub(super) fn rounded(value: __m512, dtype: SourceDtype) -> __m512 {
     match dtype {
         SourceDtype::F32 => value,
         SourceDtype::F16 => {
@@ -44,7 +44,7 @@ fn rounded(value: __m512, dtype: SourceDtype) -> __m512 {
 /// The codebook.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn codebook() -> __m512 {
+pub(super) fn codebook() -> __m512 {
     // SAFETY: NF4_CODE has 16 values.
     unsafe { _mm512_loadu_ps(NF4_CODE.as_ptr()) }
 }
@@ -59,7 +59,7 @@ fn table(scale: f32, dtype: SourceDtype) -> __m512 {
 /// Shifts that put nibble `lane % 8` of each 32-bit word into the low bits of its lane.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn nibble_shifts() -> __m512i {
+pub(super) fn nibble_shifts() -> __m512i {
     // SAFETY: SHIFTS has eight words.
     unsafe { _mm512_broadcast_i64x4(_mm256_loadu_si256(SHIFTS.as_ptr().cast())) }
 }
@@ -67,7 +67,7 @@ fn nibble_shifts() -> __m512i {
 /// Lanes 0-7 take 32-bit word `2 group`, lanes 8-15 word `2 group + 1`.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn word_of_lane(group: i32) -> __m512i {
+pub(super) fn word_of_lane(group: i32) -> __m512i {
     let (low, high) = (2 * group, 2 * group + 1);
     _mm512_set_epi32(high, high, high, high, high, high, high, high, low, low, low, low, low, low, low, low)
 }
@@ -114,8 +114,7 @@ pub(super) unsafe fn pack_rows_as_columns(piece: &Piece<'_>) {
     let matrix = piece.matrix;
     let scales = ScaleReader::new(matrix);
     let shift = matrix.block.trailing_zeros();
-    // Every row starts at a multiple of `step` in the flat order, so all of them change block together.
-    let step = matrix.block.min(1 << matrix.cols.trailing_zeros().min(16));
+    let step = step_of_rows(matrix);
     let code = codebook();
     for (vector, first) in piece.rows.clone().step_by(16).enumerate() {
         // Rows beyond the last repeat it.
@@ -149,13 +148,18 @@ pub(super) unsafe fn pack_rows_as_columns(piece: &Piece<'_>) {
     }
 }
 
+/// Columns after which rows may change block: every row starts at a multiple of it in the flat order.
+pub(super) fn step_of_rows(matrix: &Nf4Matrix) -> usize {
+    matrix.block.min(1 << matrix.cols.trailing_zeros().min(16))
+}
+
 /// 32 codes of each of 16 rows as four registers of 8 codes a row: lane r of register j is 32-bit word j of row r.
 ///
 /// # Safety
 /// 16 bytes from `(starts[r] + column) / 2` on are readable for every row.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn gather_words(codes: *const u8, starts: &[usize; 16], column: usize) -> [__m512i; 4] {
+pub(super) unsafe fn gather_words(codes: *const u8, starts: &[usize; 16], column: usize) -> [__m512i; 4] {
     let mut lines = [_mm512_setzero_si512(); 4];
     for (i, line) in lines.iter_mut().enumerate() {
         // SAFETY: by contract.

@@ -42,8 +42,8 @@ impl Cuts {
 }
 
 /// The depth blocks of a reduction of `depth` elements; at least one, so that an empty product still writes zeros.
-pub(super) fn depth_blocks(depth: usize, pairs: bool) -> Cuts {
-    Cuts::at_most(depth, BLOCK_STEP, BLOCK_WORDS * if pairs { 2 } else { 1 })
+pub(super) fn depth_blocks(depth: usize, per_word: usize) -> Cuts {
+    Cuts::at_most(depth, BLOCK_STEP, BLOCK_WORDS * per_word)
 }
 
 /// Words of the deepest block.

@@ -65,6 +65,6 @@ unsafe fn transpose(rows: &[*const f32], words: usize, to: *mut f32, stride: usi
 pub(super) static F32: Kernels = Kernels {
     width: 4,
     tiles: &[tile_row!(tile_f32, 1, [1, 2, 3, 4]), tile_row!(tile_f32, 2, [1, 2, 3, 4])],
-    pairs: false,
+    pairs: None,
     transpose,
 };
