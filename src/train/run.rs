@@ -217,7 +217,7 @@ impl Run {
         }
         let out = config.folder().join("adapter");
         let provenance = Provenance::new(&config.model, base_hash(&self.checkpoint, HashDepth::Full)?, config.method);
-        peft::write(&out, model, params, &config.lora, &provenance)?;
+        peft::write(&out, model, params, &provenance)?;
         Ok(out)
     }
 }

@@ -96,9 +96,9 @@ fn content<'a>(model: &'a Llama, params: &'a ParamStore) -> Result<Content<'a>> 
     // PEFT does not tie saved copies: a tied model is the same under it only if both are there.
     let head = trained(Some(model.head.as_ref().unwrap_or(&model.embedding)));
     let saved = [(EMBEDDING, embedding), (HEAD, head)];
-    let saved = saved.into_iter().filter_map(|(name, param)| {
-        param.map(|param| (name, [param.rows, param.cols], param.value.as_slice()))
-    });
+    let saved = saved
+        .into_iter()
+        .filter_map(|(name, param)| param.map(|param| (name, [param.rows, param.cols], param.value.as_slice())));
     let (with, without): (Vec<_>, Vec<_>) = model.linears().partition(|layer| layer.lora.is_some());
     Ok(Content {
         saved: saved.collect(),

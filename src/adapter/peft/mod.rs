@@ -166,9 +166,8 @@ impl PeftAdapter {
         let Some(adapter) = self.linears.get(name) else {
             let wanted = self.targets.iter().flatten().find(|target| super::config::names(target, name));
             return match wanted {
-                Some(target) => Err(self.misfit(format!(
-                    "no tensors for {name}, though target_modules of {CONFIG_FILE} names {target}"
-                ))),
+                Some(target) => Err(self
+                    .misfit(format!("no tensors for {name}, though target_modules of {CONFIG_FILE} names {target}"))),
                 None => Ok(None),
             };
         };
