@@ -7,6 +7,7 @@ mod golden_data;
 mod model;
 
 use golden_data::{Differences, Golden, Tensor};
+use llamantino::export::quantize_folder;
 use llamantino::model::{Checkpoint, ModelConfig};
 use llamantino::quant::double::{double_quantize, double_quantize_around, dynamic_map_signed_8bit};
 use llamantino::quant::file::stored_parts;
@@ -96,4 +97,57 @@ fn quantized_checkpoint() {
         }
     }
     differences.finish("quantized_checkpoint");
+}
+
+/// Quantising the base gives the folder that transformers wrote, tensor for tensor.
+#[test]
+fn quantized_folder() {
+    let place = tempfile::tempdir().unwrap();
+    let out = place.path().join("nf4");
+    let base = golden_data::folder().join("llama/tiny");
+    quantize_folder(&base, &out, QuantConfig::default(), &mut |_, _, _| {}).unwrap();
+    let golden = golden_data::folder().join("qlora/tiny_bnb4bit");
+    let mut differences = Differences::default();
+    let configs = [&golden, &out].map(|folder| ModelConfig::from_folder(folder).unwrap().raw);
+    differences
+        .check(configs[0] == configs[1], || format!("config.json: expected {}, found {}", configs[0], configs[1]));
+    let expected = golden_data::tensors_of(&golden.join("model.safetensors"));
+    let found = golden_data::tensors_of(&out.join("model.safetensors"));
+    let names = [&expected, &found].map(|tensors| tensors.keys().collect::<Vec<_>>());
+    differences.check(names[0] == names[1], || format!("names: expected {:?}, found {:?}", names[0], names[1]));
+    let [theirs, ours] = [&golden, &out].map(|folder| Checkpoint::open(folder).unwrap());
+    for name in found.keys().filter(|name| theirs.is_nf4(name)) {
+        nf4_weight(name, [&theirs, &ours], &base, &mut differences);
+    }
+    // What does not hang on the mean of the scales is the same, byte for byte.
+    for (name, tensor) in expected.iter().filter(|(name, _)| !depends_on_the_mean(name)) {
+        let other = &found[name];
+        differences.check((tensor.dtype, &tensor.shape) == (other.dtype, &other.shape), || format!("{name}: shape"));
+        differences.bytes(name, &tensor.bytes, &other.bytes);
+    }
+    differences.finish("quantized_folder");
+}
+
+fn depends_on_the_mean(name: &str) -> bool {
+    [".absmax", ".nested_absmax", "bitsandbytes__nf4"].iter().any(|end| name.ends_with(end))
+}
+
+/// The scales: offsets a few ulp apart, and everything equal where they are the same.
+fn nf4_weight(name: &str, checkpoints: [&Checkpoint; 2], base: &std::path::Path, differences: &mut Differences) {
+    let source = Checkpoint::open(base).unwrap().get(name).unwrap();
+    let [theirs, ours] = checkpoints.map(|c| c.expect_nf4(name, source.shape[0], source.shape[1]).unwrap());
+    let single = QuantConfig { block: 64, double: false };
+    let absmax = scales_of(&quantize(source.values().unwrap(), theirs.rows, theirs.cols, single).unwrap());
+    let offset = |matrix: &Nf4Matrix| match matrix.scales {
+        Scales::Double { offset, .. } => offset,
+        Scales::Plain(_) => f32::NAN,
+    };
+    differences.ulps(&format!("{name}: offset"), offset(&theirs), offset(&ours), 4);
+    let ours = match offset(&theirs) == offset(&ours) {
+        true => ours,
+        false => Nf4Matrix { scales: double_quantize_around(&absmax, offset(&theirs)), ..ours },
+    };
+    for ((part, expected), (_, found)) in stored_parts(name, &theirs).iter().zip(stored_parts(name, &ours)) {
+        differences.bytes(part, &expected.bytes, &found.bytes);
+    }
 }

@@ -1,2 +1,10 @@
 //! Data.
 pub mod batch;
+//! Data: files → documents → tokens → packed micro-batches.
+//!
+//! [`formats`] read records, [`tokenize`] makes tokens of them.
+
+pub mod formats;
+#[cfg(test)]
+mod testing;
+pub mod tokenize;

@@ -132,6 +132,22 @@ impl ModelConfig {
         self.kv_heads * self.head_dim
     }
 
+    /// The seven linears of a block: full name of the weight and `[rows, cols]`.
+    pub fn linear_shapes(&self, layer: usize) -> [(String, [usize; 2]); 7] {
+        let (hidden, inner) = (self.hidden_size, self.intermediate_size);
+        let (query, kv) = (self.query_width(), self.kv_width());
+        [
+            ("self_attn.q_proj", [query, hidden]),
+            ("self_attn.k_proj", [kv, hidden]),
+            ("self_attn.v_proj", [kv, hidden]),
+            ("self_attn.o_proj", [hidden, query]),
+            ("mlp.gate_proj", [inner, hidden]),
+            ("mlp.up_proj", [inner, hidden]),
+            ("mlp.down_proj", [hidden, inner]),
+        ]
+        .map(|(module, shape)| (format!("model.layers.{layer}.{module}.weight"), shape))
+    }
+
     /// The JSON with `quantization_config` set, or removed.
     pub fn json_with_quantization(&self, quantization: Option<Value>) -> Value {
         let mut raw = self.raw.clone();

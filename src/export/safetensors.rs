@@ -1,0 +1,367 @@
+//! Streaming writer of sharded safetensors: the plan of names, dtypes and shapes first, then one tensor at a time.
+//!
+//! Invariants: a final name never holds half a file (everything goes to `NAME.partial`, is synced, read back and
+//! compared, and is renamed when all shards are complete); every tensor is aligned to its element in the file, so that
+//! readers can map it. Tensors lie in the order of the plan, but those whose length is not a multiple of 8 bytes come
+//! last in their shard, wider elements first. Reference: the safetensors format; the index of `transformers`.
+
+use crate::error::{Error, Result};
+use crate::model::{RawTensor, StoredDtype};
+use serde_json::{json, Map, Value};
+use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
+use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+/// Largest shard that is written by default, in bytes (what transformers does).
+pub const SHARD_BYTES: u64 = 5_000_000_000;
+
+/// What is known of a tensor before its values are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorSpec {
+    /// Name, unique in the checkpoint.
+    pub name: String,
+    /// Element type.
+    pub dtype: StoredDtype,
+    /// Dimensions, outermost first.
+    pub shape: Vec<usize>,
+    /// Whether the one dimension is an upper bound only.
+    pub at_most: bool,
+}
+
+impl TensorSpec {
+    /// A tensor of exactly this shape.
+    pub fn new(name: impl Into<String>, dtype: StoredDtype, shape: Vec<usize>) -> TensorSpec {
+        TensorSpec { name: name.into(), dtype, shape, at_most: false }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.shape.iter().fold(self.dtype.size() as u64, |bytes, &size| bytes.saturating_mul(size as u64))
+    }
+
+    /// Whether the tensor waits for the end of its shard.
+    fn is_held(&self) -> bool {
+        self.at_most || !self.bytes().is_multiple_of(8)
+    }
+
+    fn fits(&self, tensor: &RawTensor) -> bool {
+        let shape = match self.at_most {
+            true => tensor.shape.len() == 1 && tensor.shape[0] <= self.shape[0],
+            false => tensor.shape == self.shape,
+        };
+        shape && tensor.dtype == self.dtype
+    }
+}
+
+/// A file that was written, synced and read back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WrittenFile {
+    /// Name in the folder.
+    pub name: String,
+    /// Length.
+    pub bytes: u64,
+    /// BLAKE3 of the whole file, 64 hex digits.
+    pub hash: String,
+}
+
+/// What a [`ShardWriter`] left in its folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// The shards, in order.
+    pub files: Vec<WrittenFile>,
+    /// Bytes of all tensors.
+    pub tensor_bytes: u64,
+}
+
+/// Writes the tensors of a plan, in its order.
+pub struct ShardWriter {
+    folder: PathBuf,
+    stem: String,
+    /// Planned shards that are not begun, the next one last.
+    planned: Vec<Shard>,
+    open: Option<OpenShard>,
+    closed: Vec<(PartialFile, WrittenFile)>,
+    /// Shard of each tensor, for the index.
+    placed: BTreeMap<String, String>,
+    tensor_bytes: u64,
+}
+
+struct Shard {
+    name: String,
+    tensors: Vec<TensorSpec>,
+}
+
+impl ShardWriter {
+    /// Plans `STEM.safetensors`, or `STEM-0000i-of-0000n.safetensors` of at most `shard_bytes` bytes of tensors each.
+    /// A group is never split over shards (a group above the limit gets a shard of its own): the parts of a 4-bit
+    /// weight are read together.
+    ///
+    /// Errors: a name twice, no tensor.
+    pub fn new(folder: &Path, stem: &str, groups: Vec<Vec<TensorSpec>>, shard_bytes: u64) -> Result<ShardWriter> {
+        let mut names = HashSet::new();
+        if let Some(twice) = groups.iter().flatten().find(|spec| !names.insert(spec.name.as_str())) {
+            return Err(Error::file(folder, format!("tensor {} is to be written twice", twice.name)));
+        }
+        let mut shards: Vec<Vec<TensorSpec>> = Vec::new();
+        let mut room = 0;
+        for group in groups.into_iter().filter(|group| !group.is_empty()) {
+            let bytes = group.iter().fold(0u64, |sum, spec| sum.saturating_add(spec.bytes()));
+            match shards.last_mut() {
+                Some(shard) if bytes <= room => shard.extend(group),
+                _ => {
+                    room = shard_bytes;
+                    shards.push(group);
+                }
+            }
+            room = room.saturating_sub(bytes);
+        }
+        if shards.is_empty() {
+            return Err(Error::file(folder, "no tensor to write"));
+        }
+        let count = shards.len();
+        let name = |i: usize| match count {
+            1 => format!("{stem}.safetensors"),
+            _ => format!("{stem}-{:05}-of-{count:05}.safetensors", i + 1),
+        };
+        let planned =
+            shards.into_iter().enumerate().map(|(i, tensors)| Shard { name: name(i), tensors }).rev().collect();
+        Ok(ShardWriter {
+            folder: folder.to_path_buf(),
+            stem: stem.to_string(),
+            planned,
+            open: None,
+            closed: Vec::new(),
+            placed: BTreeMap::new(),
+            tensor_bytes: 0,
+        })
+    }
+
+    /// Writes the next tensor of the plan.
+    ///
+    /// Errors: it is not the planned one; what the file system says; a shard that reads back differently.
+    pub fn write(&mut self, name: &str, tensor: &RawTensor) -> Result<()> {
+        let mut open = match self.open.take() {
+            Some(open) => open,
+            None => match self.planned.pop() {
+                Some(shard) => OpenShard::begin(&self.folder, shard)?,
+                None => return Err(Error::file(&self.folder, format!("tensor {name} is not planned"))),
+            },
+        };
+        open.write(name, tensor)?;
+        self.placed.insert(name.to_string(), open.shard.name.clone());
+        self.tensor_bytes += tensor.bytes.len() as u64;
+        if open.next == open.shard.tensors.len() {
+            self.closed.push(open.close()?);
+        } else {
+            self.open = Some(open);
+        }
+        Ok(())
+    }
+
+    /// Gives every shard its final name and writes the index where there are several.
+    ///
+    /// Errors: a planned tensor was not written; what the file system says.
+    pub fn finish(self) -> Result<Written> {
+        let waiting = self.open.as_ref().map(|open| &open.shard.tensors[open.next]);
+        let waiting = waiting.or_else(|| self.planned.last().map(|shard| &shard.tensors[0]));
+        if let Some(spec) = waiting {
+            return Err(Error::file(&self.folder, format!("tensor {} was planned and not written", spec.name)));
+        }
+        let mut files = Vec::with_capacity(self.closed.len());
+        for (partial, written) in self.closed {
+            partial.keep()?;
+            files.push(written);
+        }
+        if files.len() > 1 {
+            let index = json!({"metadata": {"total_size": self.tensor_bytes}, "weight_map": self.placed});
+            write_json(&self.folder.join(format!("{}.safetensors.index.json", self.stem)), &index)?;
+        }
+        sync_folder(&self.folder)?;
+        Ok(Written { files, tensor_bytes: self.tensor_bytes })
+    }
+}
+
+/// Writes a JSON file, indented by two, through a temporary name.
+pub fn write_json(path: &Path, value: &Value) -> Result<()> {
+    let (partial, mut file) = PartialFile::create(path)?;
+    let text = format!("{value:#}\n");
+    file.write_all(text.as_bytes()).map_err(|e| Error::io(path, "write", e))?;
+    file.sync_all().map_err(|e| Error::io(path, "sync", e))?;
+    partial.keep()
+}
+
+/// Makes the names in a folder durable.
+pub fn sync_folder(folder: &Path) -> Result<()> {
+    if cfg!(unix) {
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(|e| Error::io(folder, "sync", e))?;
+    }
+    Ok(())
+}
+
+/// `NAME.partial`, removed unless it is kept.
+struct PartialFile {
+    partial: PathBuf,
+    path: PathBuf,
+    kept: bool,
+}
+
+impl PartialFile {
+    fn create(path: &Path) -> Result<(PartialFile, File)> {
+        let mut partial = path.as_os_str().to_owned();
+        partial.push(".partial");
+        let partial = PathBuf::from(partial);
+        let options = File::options().read(true).write(true).create(true).truncate(true).open(&partial);
+        let file = options.map_err(|e| Error::io(&partial, "create", e))?;
+        Ok((PartialFile { partial, path: path.to_path_buf(), kept: false }, file))
+    }
+
+    fn keep(mut self) -> Result<()> {
+        std::fs::rename(&self.partial, &self.path).map_err(|e| Error::io(&self.path, "rename into place", e))?;
+        self.kept = true;
+        Ok(())
+    }
+}
+
+impl Drop for PartialFile {
+    fn drop(&mut self) {
+        if !self.kept {
+            // Nothing can be done about a failure here, and the name says what the file is.
+            let _ = std::fs::remove_file(&self.partial);
+        }
+    }
+}
+
+struct OpenShard {
+    shard: Shard,
+    /// Index of the next tensor of the plan.
+    next: usize,
+    partial: PartialFile,
+    file: BufWriter<File>,
+    /// Space that the header may take, a multiple of 8.
+    header_space: usize,
+    /// Header entries so far.
+    header: Map<String, Value>,
+    held: Vec<(String, RawTensor)>,
+    /// Bytes of data so far.
+    position: u64,
+    /// Over the data.
+    hasher: blake3::Hasher,
+}
+
+impl OpenShard {
+    fn begin(folder: &Path, shard: Shard) -> Result<OpenShard> {
+        let (partial, file) = PartialFile::create(&folder.join(&shard.name))?;
+        let header_space = header_bound(&shard.tensors).next_multiple_of(8);
+        let mut file = BufWriter::with_capacity(1 << 20, file);
+        file.seek(SeekFrom::Start(8 + header_space as u64)).map_err(|e| Error::io(&partial.partial, "seek", e))?;
+        Ok(OpenShard {
+            shard,
+            next: 0,
+            partial,
+            file,
+            header_space,
+            header: empty_header(),
+            held: Vec::new(),
+            position: 0,
+            hasher: blake3::Hasher::new(),
+        })
+    }
+
+    fn write(&mut self, name: &str, tensor: &RawTensor) -> Result<()> {
+        let spec = &self.shard.tensors[self.next];
+        if spec.name != name || !spec.fits(tensor) {
+            let found = format!("{name} {} {:?}", tensor.dtype.name(), tensor.shape);
+            let expected = format!("{} {} {:?}", spec.name, spec.dtype.name(), spec.shape);
+            return Err(Error::file(&self.partial.path, format!("next tensor: expected {expected}, found {found}")));
+        }
+        self.next += 1;
+        if spec.is_held() {
+            self.held.push((name.to_string(), tensor.clone()));
+            return Ok(());
+        }
+        self.append(name, tensor)
+    }
+
+    fn append(&mut self, name: &str, tensor: &RawTensor) -> Result<()> {
+        let bytes: &[u8] = &tensor.bytes;
+        self.file.write_all(bytes).map_err(|e| Error::io(&self.partial.partial, "write", e))?;
+        hash(&mut self.hasher, bytes);
+        let end = self.position + bytes.len() as u64;
+        self.header.insert(name.to_string(), header_entry(tensor.dtype, &tensor.shape, self.position, end));
+        self.position = end;
+        Ok(())
+    }
+
+    /// Writes what was held and the header, syncs, and reads everything back.
+    fn close(mut self) -> Result<(PartialFile, WrittenFile)> {
+        let mut held = std::mem::take(&mut self.held);
+        held.sort_by_key(|(_, tensor)| std::cmp::Reverse(tensor.dtype.size()));
+        for (name, tensor) in held {
+            self.append(&name, &tensor)?;
+        }
+        let mut header = Value::Object(self.header).to_string().into_bytes();
+        assert!(header.len() <= self.header_space, "the bound of the header is one");
+        header.resize(self.header_space, b' ');
+        let write = |mut file: BufWriter<File>| -> std::io::Result<File> {
+            file.seek(SeekFrom::Start(0))?;
+            file.write_all(&(header.len() as u64).to_le_bytes())?;
+            file.write_all(&header)?;
+            let file = file.into_inner().map_err(|e| e.into_error())?;
+            file.sync_all()?;
+            Ok(file)
+        };
+        let file = write(self.file).map_err(|e| Error::io(&self.partial.partial, "write", e))?;
+        let data_start = 8 + self.header_space;
+        let whole = read_back(&file, data_start, &self.hasher.finalize(), &self.partial.partial)?;
+        let bytes = data_start as u64 + self.position;
+        Ok((self.partial, WrittenFile { name: self.shard.name, bytes, hash: whole }))
+    }
+}
+
+/// Hash of the whole file, after checking that the data is what was written.
+fn read_back(file: &File, data_start: usize, expected: &blake3::Hash, path: &Path) -> Result<String> {
+    // SAFETY: the file was made by this process under a temporary name that nobody else writes to.
+    let map = unsafe { memmap2::Mmap::map(file) }.map_err(|e| Error::io(path, "read back", e))?;
+    let mut data = blake3::Hasher::new();
+    hash(&mut data, map.get(data_start..).unwrap_or_default());
+    if data.finalize() != *expected {
+        return Err(Error::file(path, "reads back differently from what was written").hint("check the disk"));
+    }
+    let mut whole = blake3::Hasher::new();
+    hash(&mut whole, &map);
+    Ok(whole.finalize().to_hex().to_string())
+}
+
+fn hash(hasher: &mut blake3::Hasher, bytes: &[u8]) {
+    if bytes.len() < 1 << 17 {
+        hasher.update(bytes);
+    } else {
+        hasher.update_rayon(bytes);
+    }
+}
+
+fn empty_header() -> Map<String, Value> {
+    Map::from_iter([("__metadata__".to_string(), json!({"format": "pt"}))])
+}
+
+fn header_entry(dtype: StoredDtype, shape: &[usize], start: u64, end: u64) -> Value {
+    json!({"dtype": dtype.name(), "shape": shape, "data_offsets": [start, end]})
+}
+
+/// Length of the header where every tensor has its planned size; offsets can only be smaller, and so no longer, else.
+fn header_bound(tensors: &[TensorSpec]) -> usize {
+    let mut header = empty_header();
+    let mut position = 0;
+    let (mut held, direct): (Vec<_>, Vec<_>) = tensors.iter().partition(|spec| spec.is_held());
+    held.sort_by_key(|spec| std::cmp::Reverse(spec.dtype.size()));
+    for spec in direct.into_iter().chain(held) {
+        let end = position + spec.bytes();
+        header.insert(spec.name.clone(), header_entry(spec.dtype, &spec.shape, position, end));
+        position = end;
+    }
+    Value::Object(header).to_string().len()
+}
+
+#[cfg(test)]
+#[path = "safetensors_tests.rs"]
+mod tests;

@@ -1,0 +1,175 @@
+//! Small dense products on tiles: `c (+)= a · b`, the inner loop of every part of attention.
+//!
+//! Legend: M rows of c, N columns (a multiple of [`PADDING`]), K the reduction.
+//! `a` is read one value at a time and broadcast, at any strides, so a transposed `a` costs nothing; `b` and `c` are read
+//! by registers along their rows. A register tile of c stays in registers over the whole of K.
+
+use super::simd::{dispatch, Kernel, Vector};
+use crate::device::CpuPath;
+
+/// Row lengths of `b` and `c` are multiples of this: the widest register of any path.
+pub(super) const PADDING: usize = 16;
+
+/// Left operand: element (m, k) is `data[m * row + k * step]`.
+#[derive(Clone, Copy)]
+pub(super) struct Left<'a> {
+    pub data: &'a [f32],
+    pub row: usize,
+    pub step: usize,
+}
+
+/// Right operand: row k starts at `data[k * row]`.
+#[derive(Clone, Copy)]
+pub(super) struct Right<'a> {
+    pub data: &'a [f32],
+    pub row: usize,
+}
+
+/// Result: row m starts at `data[m * row]`; overwritten unless `accumulate`.
+pub(super) struct Target<'a> {
+    pub data: &'a mut [f32],
+    pub row: usize,
+    pub accumulate: bool,
+}
+
+/// M, N, K.
+#[derive(Clone, Copy)]
+pub(super) struct Size {
+    pub rows: usize,
+    pub columns: usize,
+    pub depth: usize,
+}
+
+/// `c (+)= a · b`.
+pub(super) fn product(path: CpuPath, size: Size, a: Left<'_>, b: Right<'_>, c: Target<'_>) {
+    let Size { rows, columns, depth } = size;
+    if rows == 0 || columns == 0 {
+        return;
+    }
+    assert!(columns.is_multiple_of(PADDING) && depth > 0, "a product of {rows} x {columns} x {depth}");
+    assert!((rows - 1) * a.row + (depth - 1) * a.step < a.data.len());
+    assert!((depth - 1) * b.row + columns <= b.data.len());
+    assert!((rows - 1) * c.row + columns <= c.data.len());
+    dispatch(path, Product { size, a, b, c });
+}
+
+struct Product<'a> {
+    size: Size,
+    a: Left<'a>,
+    b: Right<'a>,
+    c: Target<'a>,
+}
+
+/// The pointers of one register tile.
+#[derive(Clone, Copy)]
+struct Corner {
+    a: *const f32,
+    a_row: usize,
+    a_step: usize,
+    b: *const f32,
+    b_row: usize,
+    c: *mut f32,
+    c_row: usize,
+    depth: usize,
+    accumulate: bool,
+}
+
+impl Kernel for Product<'_> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let Product { size, a, b, c } = self;
+        let registers = size.columns / V::LANES;
+        let panels = registers.div_ceil(V::TILE_COLUMNS);
+        let mut first = 0;
+        for panel in 0..panels {
+            // Even widths: 5 registers are 3 + 2, because a tile one register wide cannot hide the latency.
+            let width = (registers - first).div_ceil(panels - panel);
+            let mut row = 0;
+            while row < size.rows {
+                let height = (size.rows - row).min(V::TILE_ROWS);
+                let column = first * V::LANES;
+                // SAFETY: `product` has checked that all rows, columns and steps lie inside the slices.
+                unsafe {
+                    let corner = Corner {
+                        a: a.data.as_ptr().add(row * a.row),
+                        a_row: a.row,
+                        a_step: a.step,
+                        b: b.data.as_ptr().add(column),
+                        b_row: b.row,
+                        c: c.data.as_mut_ptr().add(row * c.row + column),
+                        c_row: c.row,
+                        depth: size.depth,
+                        accumulate: c.accumulate,
+                    };
+                    match width {
+                        1 => tile_of_width::<V, 1>(corner, height),
+                        2 => tile_of_width::<V, 2>(corner, height),
+                        3 => tile_of_width::<V, 3>(corner, height),
+                        _ => tile_of_width::<V, 4>(corner, height),
+                    }
+                }
+                row += height;
+            }
+            first += width;
+        }
+    }
+}
+
+/// # Safety
+/// The tile lies inside the operands; the CPU has `V`.
+#[inline(always)]
+unsafe fn tile_of_width<V: Vector, const WIDTH: usize>(corner: Corner, height: usize) {
+    if WIDTH > V::TILE_COLUMNS {
+        return; // Never reached; keeps tiles that a path does not use out of the binary.
+    }
+    // SAFETY: the caller's contract.
+    unsafe {
+        match height {
+            1 => tile::<V, 1, WIDTH>(corner),
+            2 => tile::<V, 2, WIDTH>(corner),
+            3 => tile::<V, 3, WIDTH>(corner),
+            4 => tile::<V, 4, WIDTH>(corner),
+            5 => tile::<V, 5, WIDTH>(corner),
+            _ => tile::<V, 6, WIDTH>(corner),
+        }
+    }
+}
+
+/// # Safety
+/// The tile lies inside the operands; the CPU has `V`.
+#[inline(always)]
+unsafe fn tile<V: Vector, const HEIGHT: usize, const WIDTH: usize>(corner: Corner) {
+    if HEIGHT > V::TILE_ROWS {
+        return; // As above.
+    }
+    let Corner { a, a_row, a_step, b, b_row, c, c_row, depth, accumulate } = corner;
+    // SAFETY: the caller's contract covers every address below.
+    unsafe {
+        let mut sums = [[V::splat(0.0); WIDTH]; HEIGHT];
+        if accumulate {
+            for (m, sums) in sums.iter_mut().enumerate() {
+                for (v, sum) in sums.iter_mut().enumerate() {
+                    *sum = V::load(c.add(m * c_row + v * V::LANES));
+                }
+            }
+        }
+        for k in 0..depth {
+            let mut right = [V::splat(0.0); WIDTH];
+            for (v, right) in right.iter_mut().enumerate() {
+                *right = V::load(b.add(k * b_row + v * V::LANES));
+            }
+            for (m, sums) in sums.iter_mut().enumerate() {
+                let left = V::splat(*a.add(m * a_row + k * a_step));
+                for (sum, right) in sums.iter_mut().zip(right) {
+                    *sum = left.mul_add(right, *sum);
+                }
+            }
+        }
+        for (m, sums) in sums.iter().enumerate() {
+            for (v, sum) in sums.iter().enumerate() {
+                sum.store(c.add(m * c_row + v * V::LANES));
+            }
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! One vocabulary for the vector units, so that each kernel is written once and compiled for every CPU path.
+//!
+//! A kernel is a struct that implements [`Kernel`]; [`dispatch`] runs it inside a function compiled with the path's
+//! instructions, where the methods of its [`Vector`] inline to single instructions. Invariant: a `Vector` method is
+//! only ever called below [`dispatch`].
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+use crate::device::CpuPath;
+
+/// A register of f32 lanes.
+///
+/// # Safety
+/// Every method requires that the running CPU has the vector's instructions; pointers must be valid for `LANES` values.
+#[allow(clippy::missing_safety_doc)] // One contract for all methods, above.
+pub(crate) trait Vector: Copy {
+    /// Values in one register.
+    const LANES: usize;
+    /// Rows of the register tile of a product: with `TILE_COLUMNS`, as many accumulators as the register file takes.
+    const TILE_ROWS: usize;
+    /// Registers across the register tile of a product.
+    const TILE_COLUMNS: usize;
+
+    unsafe fn load(from: *const f32) -> Self;
+    unsafe fn store(self, to: *mut f32);
+    unsafe fn splat(value: f32) -> Self;
+    unsafe fn add(self, other: Self) -> Self;
+    unsafe fn sub(self, other: Self) -> Self;
+    unsafe fn mul(self, other: Self) -> Self;
+    /// `self * factor + addend`, rounded once where the path has such an instruction.
+    unsafe fn mul_add(self, factor: Self, addend: Self) -> Self;
+    /// The larger value; `other` where either is NaN.
+    unsafe fn max(self, other: Self) -> Self;
+    /// The smaller value; `other` where either is NaN.
+    unsafe fn min(self, other: Self) -> Self;
+    /// Nearest integer, ties to even, for magnitudes below 2²².
+    unsafe fn round(self) -> Self;
+    /// `self * 2^power` for integral powers in -300..=300, gradual underflow and overflow included.
+    unsafe fn scale_by_power(self, power: Self) -> Self;
+    /// `if self < bound { yes } else { no }` in each lane.
+    unsafe fn select_less(self, bound: Self, yes: Self, no: Self) -> Self;
+    /// Transposes `LANES` registers in place.
+    unsafe fn transpose(rows: &mut [Self; 16]);
+}
+
+/// A computation written once for every [`Vector`].
+pub(crate) trait Kernel {
+    /// What it returns.
+    type Output;
+    /// Does the work. Implementations are `#[inline(always)]`, so that they take on the caller's instructions.
+    ///
+    /// # Safety
+    /// The running CPU has the instructions of `V`.
+    unsafe fn run<V: Vector>(self) -> Self::Output;
+}
+
+/// Runs a kernel with the instructions of `path`, which must be one of [`CpuPath::available`].
+pub(crate) fn dispatch<K: Kernel>(path: CpuPath, kernel: K) -> K::Output {
+    match path {
+        // SAFETY: callers pass paths that device.rs has found on this machine.
+        #[cfg(target_arch = "x86_64")]
+        CpuPath::Avx512 | CpuPath::Avx512Bf16 => unsafe { avx512::run(kernel) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        CpuPath::Avx2 => unsafe { avx2::run(kernel) },
+        // SAFETY: the portable vector is plain Rust.
+        _ => unsafe { kernel.run::<portable::Portable>() },
+    }
+}
