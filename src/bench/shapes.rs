@@ -1,11 +1,7 @@
-//! Model shapes with made-up weights, and the deterministic token batches of the benches.
+//! Model shapes known by name, and the deterministic token batches of the benches.
 
 use crate::error::Result;
-use crate::model::{ModelConfig, TensorSource};
-use crate::ops::{Bytes, RandomStream};
-use crate::quant::file::{RawTensor, StoredDtype};
-use crate::quant::Nf4Matrix;
-use rayon::prelude::*;
+use crate::model::ModelConfig;
 
 /// A model shape known by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,46 +30,6 @@ impl Shape {
         });
         ModelConfig::from_json(json)
     }
-}
-
-/// Weights drawn from N(0, 0.02²); norm weights are 1.
-pub struct RandomWeights {
-    seed: u64,
-}
-
-impl RandomWeights {
-    /// Weights named by `seed`.
-    pub fn new(seed: u64) -> RandomWeights {
-        RandomWeights { seed }
-    }
-}
-
-impl TensorSource for RandomWeights {
-    fn tensor(&self, name: &str, shape: &[usize]) -> Result<RawTensor> {
-        let count = shape.iter().product();
-        let values = if shape.len() == 1 { vec![1.0; count] } else { random_values(self.seed, name, count) };
-        let bytes: Vec<u8> = values.into_iter().flat_map(f32::to_le_bytes).collect();
-        Ok(RawTensor { dtype: StoredDtype::F32, shape: shape.to_vec(), bytes: Bytes::owned(&bytes) })
-    }
-
-    fn nf4(&self, _name: &str, _rows: usize, _cols: usize) -> Result<Option<Nf4Matrix>> {
-        Ok(None)
-    }
-
-    fn place(&self) -> String {
-        "random weights".into()
-    }
-}
-
-/// `count` values of N(0, 0.02²).
-pub fn random_values(seed: u64, name: &str, count: usize) -> Vec<f32> {
-    let stream = RandomStream::derive(seed, name, &[]);
-    let mut values = vec![0.0f32; count];
-    values.par_chunks_mut(1 << 14).enumerate().for_each(|(chunk, values)| {
-        let base = (chunk << 14) as u64;
-        values.iter_mut().enumerate().for_each(|(i, value)| *value = 0.02 * stream.normal(base + i as u64));
-    });
-    values
 }
 
 /// The token rows of a step: `state = 88172645463325252 + step`, and for each token

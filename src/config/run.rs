@@ -3,6 +3,7 @@
 use crate::adapter::LoraConfig;
 use crate::data::DataConfig;
 use crate::error::{Error, Result};
+use crate::export::full::SaveDtype;
 use crate::model::Method;
 use crate::optim::{OptimizerConfig, ScheduleConfig};
 use crate::quant::QuantConfig;
@@ -22,6 +23,10 @@ pub struct RunConfig {
     pub seed: u64,
     /// Model folder (safetensors, or NF4 as `llamantino quantize` writes it).
     pub model: String,
+    /// Start from random weights instead: `model` then holds only config.json and the tokenizer. With `full` only.
+    pub from_scratch: bool,
+    /// dtype of the model's file with `method = "full"`.
+    pub save_dtype: SaveDtype,
     /// `qlora`, `lora` or `full`.
     pub method: Method,
     /// Adapter folder to continue from; its rank, alpha and targets replace `[lora]`.
@@ -48,6 +53,8 @@ impl Default for RunConfig {
             output: "runs".into(),
             seed: 42,
             model: String::new(),
+            from_scratch: false,
+            save_dtype: SaveDtype::F32,
             method: Method::default(),
             adapter: None,
             quantization: QuantConfig::default(),

@@ -1,9 +1,8 @@
-//! Data.
-pub mod batch;
 //! Data: files → documents → tokens → packed micro-batches.
 //!
 //! [`formats`] read records, [`tokenize`] makes tokens of them.
 
+pub mod batch;
 pub mod formats;
 #[cfg(test)]
 mod testing;

@@ -2,6 +2,7 @@
 //! ([`folder`]), the NF4 form of a model ([`quantize`](mod@quantize)), and an adapter folded into it ([`merge`]).
 
 pub mod folder;
+pub mod full;
 pub mod merge;
 pub mod quantize;
 pub mod safetensors;

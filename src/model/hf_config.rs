@@ -148,6 +148,11 @@ impl ModelConfig {
         .map(|(module, shape)| (format!("model.layers.{layer}.{module}.weight"), shape))
     }
 
+    /// Standard deviation of fresh weights (`initializer_range`; 0.02 where the file does not say).
+    pub fn initializer_range(&self) -> f64 {
+        self.raw.get("initializer_range").and_then(Value::as_f64).unwrap_or(0.02)
+    }
+
     /// The JSON with `quantization_config` set, or removed.
     pub fn json_with_quantization(&self, quantization: Option<Value>) -> Value {
         let mut raw = self.raw.clone();

@@ -13,7 +13,9 @@ use crate::data::{self, batch::BatchCursor, Corpora};
 use crate::device;
 use crate::error::{Error, Result};
 use crate::export::full;
-use crate::model::{self, Checkpoint, Keep, LoadOptions, Method, ModelConfig};
+use crate::model::random::RandomWeights;
+use crate::model::weights::{base_hash, HashDepth};
+use crate::model::{self, Checkpoint, Keep, LoadOptions, Method, ModelConfig, TensorSource};
 use crate::ops::{Arena, Gradients};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -99,7 +101,6 @@ struct Run {
     cursor: BatchCursor,
     log: Log,
     config: RunConfig,
-    checkpoint: Checkpoint,
     total_steps: u64,
     tokens: u64,
 }
@@ -108,7 +109,10 @@ impl Run {
     fn load(config: &RunConfig, folder: &Path, observer: &mut dyn Observer) -> Result<Run> {
         let model_folder = PathBuf::from(&config.model);
         let model_config = ModelConfig::from_folder(&model_folder)?;
-        let checkpoint = Checkpoint::open(&model_folder)?;
+        let source: Box<dyn TensorSource> = match config.from_scratch {
+            true => Box::new(RandomWeights::new(config.seed, model_config.initializer_range() as f32)),
+            false => Box::new(Checkpoint::open(&model_folder)?),
+        };
         let corpora = data::load(&config.data, &model_folder, model_config.vocab_size, config.seed, &mut |text| {
             observer.note(text);
         })?;
@@ -119,7 +123,7 @@ impl Run {
         if let Some(adapter) = &continued {
             options.lora = Some(adapter.config.clone());
         }
-        let (mut model, mut params) = model::load(&model_config, &checkpoint, &options, &mut |done, total| {
+        let (mut model, mut params) = model::load(&model_config, source.as_ref(), &options, &mut |done, total| {
             observer.phase("loading the model", done, total);
         })?;
         if let Some(adapter) = continued {
@@ -149,7 +153,7 @@ impl Run {
         let log = Log::append(&folder.join("log.jsonl"))?;
         let cursor = BatchCursor::default();
         let config = config.clone();
-        let mut run = Run { engine, corpora, cursor, log, config, checkpoint, total_steps: 0, tokens: 0 };
+        let mut run = Run { engine, corpora, cursor, log, config, total_steps: 0, tokens: 0 };
         run.total_steps = run.count_steps();
         Ok(run)
     }
@@ -212,11 +216,12 @@ impl Run {
         let Engine { model, params, .. } = &self.engine;
         if config.method == Method::Full {
             let out = config.folder().join("model");
-            full::write(&out, Path::new(&config.model), model, params)?;
+            full::write(&out, &model.config.raw, Path::new(&config.model), params, config.save_dtype)?;
             return Ok(out);
         }
         let out = config.folder().join("adapter");
-        let provenance = Provenance::new(&config.model, base_hash(&self.checkpoint, HashDepth::Full)?, config.method);
+        let hash = base_hash(&Checkpoint::open(Path::new(&config.model))?, HashDepth::Full)?;
+        let provenance = Provenance::new(&config.model, hash, config.method);
         peft::write(&out, model, params, &provenance)?;
         Ok(out)
     }
