@@ -212,12 +212,7 @@ fn is_part(name: &str, checkpoint: &Checkpoint) -> bool {
 }
 
 impl<'a> Item<'a> {
-    fn new(
-        name: &str,
-        source: Source<'a>,
-        checkpoint: &Checkpoint,
-        wanted: Option<MergeDtype>,
-    ) -> Result<Item<'a>> {
+    fn new(name: &str, source: Source<'a>, checkpoint: &Checkpoint, wanted: Option<MergeDtype>) -> Result<Item<'a>> {
         let stored = |name: &str| checkpoint.get(name).map(|tensor| (float_dtype(&tensor), tensor.shape));
         let (dtype, shape) = match &source {
             Source::Linear { shape: [rows, cols], .. } if checkpoint.is_nf4(name) => {

@@ -41,7 +41,8 @@ fn encode(values: &[f32], dtype: MergeDtype) -> Vec<u8> {
 }
 
 fn write_tensors(folder: &Path, stem: &str, tensors: &[(String, Vec<usize>, Vec<f32>)], dtype: MergeDtype) {
-    let spec = |(name, shape, _): &(String, Vec<usize>, Vec<f32>)| vec![TensorSpec::new(name, dtype.into(), shape.clone())];
+    let spec =
+        |(name, shape, _): &(String, Vec<usize>, Vec<f32>)| vec![TensorSpec::new(name, dtype.into(), shape.clone())];
     let mut writer = ShardWriter::new(folder, stem, tensors.iter().map(spec).collect(), u64::MAX).unwrap();
     for (name, shape, values) in tensors {
         let bytes = Bytes::owned(&encode(values, dtype));
@@ -75,7 +76,8 @@ impl Case {
         fs::write(base.join("config.json"), config(self.tied).to_string()).unwrap();
         fs::write(base.join("tokenizer.json"), "{}").unwrap();
         fs::write(base.join("generation_config.json"), "{}").unwrap();
-        let tensors: Vec<_> = shapes(self.tied).into_iter().map(|(n, s)| (n.clone(), s.clone(), self.base(&n))).collect();
+        let tensors: Vec<_> =
+            shapes(self.tied).into_iter().map(|(n, s)| (n.clone(), s.clone(), self.base(&n))).collect();
         write_tensors(&base, "model", &tensors, self.dtype);
 
         let peft = json!({ "peft_type": "LORA", "r": 2, "lora_alpha": 6, "target_modules": ["q_proj"] });
@@ -85,7 +87,8 @@ impl Case {
             (format!("base_model.model.{Q}.lora_A.weight"), vec![2, 32], a),
             (format!("base_model.model.{Q}.lora_B.weight"), vec![32, 2], b),
         ];
-        let saved = self.saved.iter().map(|(name, values)| (format!("base_model.model.{name}"), vec![20, 32], values.clone()));
+        let saved =
+            self.saved.iter().map(|(name, values)| (format!("base_model.model.{name}"), vec![20, 32], values.clone()));
         tensors.extend(saved);
         write_tensors(&adapter, TENSOR_FILE.trim_end_matches(".safetensors"), &tensors, MergeDtype::F32);
         MergeJob {
@@ -112,7 +115,8 @@ impl Case {
     /// W + 3·B·A in f64.
     fn merged(&self) -> Vec<f64> {
         let (a, b) = self.factors();
-        let product = |n: usize, k: usize| (0..2).map(|j| f64::from(b[n * 2 + j]) * f64::from(a[j * 32 + k])).sum::<f64>();
+        let product =
+            |n: usize, k: usize| (0..2).map(|j| f64::from(b[n * 2 + j]) * f64::from(a[j * 32 + k])).sum::<f64>();
         let w = self.base(&format!("{Q}.weight"));
         (0..32 * 32).map(|i| f64::from(w[i]) + 3.0 * product(i / 32, i % 32)).collect()
     }
@@ -163,7 +167,10 @@ fn merged_weights_are_rounded_once_and_the_others_stay() {
                             MergeDtype::F16 => 2f64.powi(-11),
                             MergeDtype::Bf16 => 2f64.powi(-8),
                         };
-                        assert!((f64::from(*found) - exact).abs() <= unit * exact.abs() * 1.001 + 4e-6, "{found} {exact}");
+                        assert!(
+                            (f64::from(*found) - exact).abs() <= unit * exact.abs() * 1.001 + 4e-6,
+                            "{found} {exact}"
+                        );
                     }
                 } else {
                     let expected: Vec<f32> = case.base(&name).into_iter().map(|value| dtype.round(value)).collect();
