@@ -166,7 +166,7 @@ fn check_result(folder: &Path, linears: &BTreeMap<String, Linear>) -> Result<()>
 }
 
 /// Sorts layer 2 before layer 10: runs of digits by length first.
-fn natural_key(name: &str) -> Vec<(usize, String)> {
+pub(super) fn natural_key(name: &str) -> Vec<(usize, String)> {
     let key = |part: &str| match part.bytes().all(|byte| byte.is_ascii_digit()) {
         true => (part.len(), part.to_string()),
         false => (0, part.to_string()),
