@@ -43,4 +43,3 @@ pub fn token_ids(step: u64, rows: usize, len: usize, vocab: usize) -> Vec<Vec<u3
     };
     (0..rows).map(|_| (0..len).map(|_| next()).collect()).collect()
 }
-

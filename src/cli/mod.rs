@@ -4,7 +4,7 @@
 
 pub mod bench;
 pub mod generate;
-//M pub mod merge;
+pub mod merge;
 pub mod output;
 pub mod progress;
 pub mod quantize;
@@ -33,7 +33,7 @@ pub enum Command {
     /// Train an adapter (or a whole model) as a TOML file says.
     Train(train::TrainArgs),
     /// Fold an adapter into its base: a model that transformers loads.
-    //M Merge(merge::MergeArgs),
+    Merge(merge::MergeArgs),
     /// Complete a prompt.
     Generate(generate::GenerateArgs),
     /// Write a model in 4-bit NF4, once; later runs start from it at once.
@@ -57,7 +57,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
     device::check()?;
     match cli.command {
         Command::Train(args) => train::run(args),
-        //M Command::Merge(args) => merge::run(args),
+        Command::Merge(args) => merge::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Quantize(args) => quantize::run(args),
         Command::Bench(args) => bench::run(args),

@@ -1,67 +1,74 @@
-//! A micro-batch: the rows that go through the model at once.
-use std::ops::Range;
-
-/// Tokens of any number of documents, one row a token, no padding.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct MicroBatch {
-    /// Token ids, `[T]`.
-    pub ids: Vec<u32>,
-    /// The token that each row must predict, -100 for none, `[T]`.
-    pub targets: Vec<i32>,
-    /// Position of each row in its document (window), `[T]`.
-    pub positions: Vec<u32>,
-    /// Row ranges of the documents, ascending and disjoint.
-    pub segments: Vec<Range<usize>>,
-    /// UTF-8 bytes of the predicted text tokens.
-    pub text_bytes: u64,
-    /// Whether a row's target is text (not end-of-text), `[T]`.
-    pub text_target: Vec<bool>,
-}
-
-impl MicroBatch {
-    /// Rows of ids, each a document of its own; every token but the first of a row is a target.
-    pub fn from_rows(rows: &[Vec<u32>]) -> MicroBatch {
-        let mut batch = MicroBatch::default();
-        for row in rows {
-            let start = batch.ids.len();
-            batch.ids.extend(row);
-            batch.positions.extend(0..row.len() as u32);
-            batch.targets.extend(row.iter().skip(1).map(|id| *id as i32).chain([-100]));
-            batch.text_target.extend((0..row.len()).map(|t| t + 1 < row.len()));
-            batch.segments.push(start..batch.ids.len());
 //! Micro-batches: what one forward and backward sees, and the cursor that says which comes next.
 //!
 //! Invariant: the micro-batch at a cursor is a function of corpus, settings and cursor alone. Documents are shuffled by
 //! the seed and packed once, so that every epoch has the same number of micro-batches; the order of windows is drawn
 //! again for each epoch. Resuming is [`Batches::seek`] with a saved cursor.
+
+use std::ops::Range;
 use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
+
 use super::corpus::TokenizedCorpus;
 use super::pack::{in_order, one_by_one, pack, Piece, Windows};
 use crate::error::{Error, Result};
 use crate::ops::RandomStream;
+
 /// Label of a row that has no target.
 pub const IGNORE: i32 = -100;
+
 /// The rows of some windows, one after the other. R = rows; there is no padding.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MicroBatch {
     /// Token fed at each row (R).
+    pub ids: Vec<u32>,
     /// Token to predict at each row (R), [`IGNORE`] for none.
+    pub targets: Vec<i32>,
     /// Position of each row in its segment, from 0 (R).
+    pub positions: Vec<u32>,
     /// Rows that attend to each other: one range per document piece, in order, covering all rows.
+    pub segments: Vec<Range<usize>>,
     /// Whether the row's target is text (R): false for EOS targets, which bits per byte leave out.
+    pub text_target: Vec<bool>,
     /// UTF-8 bytes of the text that the rows predict.
+    pub text_bytes: u64,
+}
+
+impl MicroBatch {
     /// Number of rows.
     pub fn rows(&self) -> usize {
         self.ids.len()
     }
+
     /// Rows with a target.
     pub fn target_count(&self) -> usize {
         self.targets.iter().filter(|&&target| target != IGNORE).count()
     }
+
+    /// Rows of ids, each a document of its own; every token but the first of a row is a target.
+    pub fn from_rows(rows: &[Vec<u32>]) -> MicroBatch {
+        let mut batch = MicroBatch::default();
+        for row in rows {
+            let start = batch.rows();
+            batch.ids.extend(row);
+            batch.positions.extend(0..row.len() as u32);
+            batch.targets.extend(row.iter().skip(1).map(|&id| id as i32).chain([IGNORE]));
+            batch.text_target.extend((0..row.len()).map(|position| position + 1 < row.len()));
+            batch.segments.push(start..batch.rows());
+        }
+        batch
+    }
+
+    /// Rows of the longest segment.
+    pub fn longest_segment(&self) -> usize {
+        self.segments.iter().map(ExactSizeIterator::len).max().unwrap_or(0)
+    }
+
     /// Rows whose target is text.
     pub fn text_target_count(&self) -> usize {
         self.text_target.iter().filter(|&&text| text).count()
     }
+
     fn push(&mut self, corpus: &TokenizedCorpus, piece: &Piece) {
         let (document, start, rows) = (piece.document as usize, piece.start as usize, piece.rows as usize);
         let first = self.rows();
@@ -78,10 +85,14 @@ pub const IGNORE: i32 = -100;
         self.segments.push(first..first + rows);
         self.text_bytes += corpus.bytes_of(document, start + 1..start + rows + 1);
     }
+
     fn of<'a>(corpus: &TokenizedCorpus, windows: impl Iterator<Item = &'a [Piece]>) -> MicroBatch {
+        let mut batch = MicroBatch::default();
         windows.flatten().for_each(|piece| batch.push(corpus, piece));
         batch
     }
+}
+
 /// How micro-batches are made of a corpus.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchSettings {
@@ -93,6 +104,8 @@ pub struct BatchSettings {
     pub windows: usize,
     /// Seed of all shuffles.
     pub seed: u64,
+}
+
 /// Which micro-batch comes next.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BatchCursor {
@@ -100,6 +113,8 @@ pub struct BatchCursor {
     pub epoch: u64,
     /// Micro-batch within the epoch, from 0.
     pub index: u64,
+}
+
 /// Micro-batches of a corpus, epoch after epoch.
 #[derive(Debug, Clone)]
 pub struct Batches {
@@ -109,6 +124,8 @@ pub struct Batches {
     /// Order of windows in the cursor's epoch.
     order: Vec<usize>,
     cursor: BatchCursor,
+}
+
 impl Batches {
     /// Packs `corpus` and starts at epoch 0.
     ///
@@ -134,34 +151,42 @@ impl Batches {
         batches.order = batches.epoch_order(0);
         Ok(batches)
     }
+
     fn epoch_order(&self, epoch: u64) -> Vec<usize> {
         RandomStream::derive(self.settings.seed, "windows", &[epoch]).permutation(self.windows.len())
     }
+
     /// The corpus.
     pub fn corpus(&self) -> &TokenizedCorpus {
         &self.corpus
     }
+
     /// Number of windows of an epoch.
     pub fn windows(&self) -> usize {
         self.windows.len()
     }
+
     /// Micro-batches of an epoch; the last may have fewer windows.
     pub fn micro_batches_per_epoch(&self) -> u64 {
         self.windows.len().div_ceil(self.settings.windows) as u64
     }
+
     /// Optimizer steps of an epoch with so many micro-batches a step. A step never crosses the end of an epoch: its
     /// last step may have fewer micro-batches ([`Batches::left_in_epoch`]).
     pub fn steps_per_epoch(&self, micro_batches_per_step: u64) -> u64 {
         self.micro_batches_per_epoch().div_ceil(micro_batches_per_step.max(1))
     }
+
     /// Micro-batches of the cursor's epoch that are still to come; never 0.
     pub fn left_in_epoch(&self) -> u64 {
         self.micro_batches_per_epoch() - self.cursor.index
     }
+
     /// Which micro-batch [`Batches::next_micro_batch`] will give.
     pub fn cursor(&self) -> BatchCursor {
         self.cursor
     }
+
     /// Goes to a saved cursor.
     ///
     /// # Errors
@@ -181,6 +206,7 @@ impl Batches {
         self.cursor = cursor;
         Ok(())
     }
+
     /// The micro-batch at the cursor; moves the cursor on, into the next epoch after the last.
     pub fn next_micro_batch(&mut self) -> MicroBatch {
         let first = self.cursor.index as usize * self.settings.windows;
@@ -195,16 +221,6 @@ impl Batches {
         batch
     }
 
-    /// Rows that have a target.
-    pub fn target_count(&self) -> usize {
-        self.targets.iter().filter(|target| **target != -100).count()
-    }
-
-    /// Rows of the longest document.
-    pub fn longest_segment(&self) -> usize {
-        self.segments.iter().map(|segment| segment.len()).max().unwrap_or(0)
-    }
-}
     /// blake3 of everything that decides the batches; a checkpoint keeps it beside the cursor.
     pub fn fingerprint(&self) -> blake3::Hash {
         let BatchSettings { sequence_length, packing, windows, seed } = self.settings;
@@ -214,6 +230,9 @@ impl Batches {
             hasher.update(&number.to_le_bytes());
         }
         hasher.finalize()
+    }
+}
+
 /// Every document once, in order, for measuring: micro-batches of `windows` windows of at most `sequence_length` rows
 /// (both at least 1).
 ///
@@ -229,5 +248,7 @@ pub fn evaluation_batches(
         let last = ((index + 1) * windows).min(packed.len());
         MicroBatch::of(corpus, (index * windows..last).map(|window| packed.get(window)))
     })
+}
+
 #[cfg(test)]
 mod tests;

@@ -4,13 +4,16 @@
 //! runs/<name>/  config.toml (resolved)   log.jsonl   adapter/ (PEFT files) or model/ (method = "full")
 //! ```
 
+use super::config::RunConfig;
 use super::evaluate::{evaluate, Evaluation};
 use super::metrics::{EvalRow, Log, Row, StepRow};
 use super::step::{Engine, StepReport, StepSettings};
 use crate::adapter::peft::{self, Provenance};
-use crate::config::RunConfig;
+use crate::data::batch::{evaluation_batches, BatchSettings, Batches, MicroBatch};
+use crate::data::corpus::TokenizedCorpus;
+use crate::data::load::{load_text, TextData};
 use crate::data::tokenize::Tokenizer;
-use crate::data::{self, Corpora};
+use crate::data::TextDataConfig;
 use crate::device;
 use crate::error::{Error, Result};
 use crate::export::full;
@@ -19,6 +22,7 @@ use crate::model::weights::{base_hash, HashDepth};
 use crate::model::{self, Checkpoint, Keep, LoadOptions, Method, ModelConfig, TensorSource};
 use crate::ops::{Arena, Gradients};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// What a run tells as it goes on.
@@ -96,6 +100,40 @@ fn prepare_folder(config: &RunConfig) -> Result<PathBuf> {
     Ok(folder)
 }
 
+/// What a run trains on and measures itself by.
+struct Corpora {
+    train: Batches,
+    held_out: Vec<(String, Vec<MicroBatch>)>,
+}
+
+impl Corpora {
+    fn load(config: &RunConfig, tokenizer: &Tokenizer, observer: &mut dyn Observer) -> Result<Corpora> {
+        let TextData { train, held_out, report } = load_text(&config.data, tokenizer, &mut |_| {})?;
+        if report.bad_lines.count > 0 {
+            let (count, first) = (report.bad_lines.count, report.bad_lines.first.join("\n  "));
+            observer.warning(&format!("{count} unusable lines skipped, the first:\n  {first}"));
+        }
+        let mut sets: Vec<(String, TokenizedCorpus)> = held_out.into_iter().map(|c| ("held-out".into(), c)).collect();
+        for set in &config.evaluation {
+            let section = TextDataConfig { paths: set.paths.clone(), ..TextDataConfig::default() };
+            sets.push((set.name.clone(), load_text(&section, tokenizer, &mut |_| {})?.train));
+        }
+        for (name, corpus) in [("training", &train)].into_iter().chain(sets.iter().map(|(n, c)| (n.as_str(), c))) {
+            let (documents, tokens, bytes) = (corpus.len(), corpus.text_tokens(), corpus.text_bytes());
+            observer.note(&format!("{name}: {documents} documents, {tokens} tokens, {:.1} KB", bytes as f64 / 1e3));
+        }
+        let settings = BatchSettings {
+            sequence_length: config.data.sequence_length,
+            packing: config.data.packing,
+            windows: config.training.micro_batch,
+            seed: config.seed,
+        };
+        let batches = |c: &TokenizedCorpus| evaluation_batches(c, settings.sequence_length, settings.windows).collect();
+        let held_out = sets.iter().map(|(name, corpus)| (name.clone(), batches(corpus))).collect();
+        Ok(Corpora { train: Batches::new(Arc::new(train), settings)?, held_out })
+    }
+}
+
 struct Run {
     engine: Engine,
     corpora: Corpora,
@@ -115,8 +153,7 @@ impl Run {
         };
         let tokenizer = Tokenizer::load(&model_folder, Some(model_config.vocab_size))?;
         tokenizer.warnings().iter().for_each(|warning| observer.warning(warning));
-        let sizes = data::BatchSizes { micro_batch: config.training.micro_batch, seed: config.seed };
-        let corpora = data::load(&config.data, &tokenizer, sizes, &mut |text| observer.note(text))?;
+        let corpora = Corpora::load(config, &tokenizer, observer)?;
 
         let continued = config.adapter.as_deref().map(peft::read).transpose()?;
         let mut options = LoadOptions::training(config.method, config.quantization, &config.lora, config.seed);
