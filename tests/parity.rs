@@ -2,9 +2,13 @@
 //!
 //! One test for each folder; all its cases run, and everything that differs is listed at once.
 
+#[path = "parity/adapter.rs"]
+mod adapter;
 mod golden_data;
 #[path = "parity/model.rs"]
 mod model;
+#[path = "parity/optim.rs"]
+mod optim;
 
 use golden_data::{Differences, Golden, Tensor};
 use llamantino::export::quantize_folder;

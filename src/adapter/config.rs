@@ -31,8 +31,7 @@ pub enum Target {
 
 impl Target {
     /// All of them, in the block's order.
-    pub const ALL: [Target; 7] =
-        [Target::Q, Target::K, Target::V, Target::O, Target::Gate, Target::Up, Target::Down];
+    pub const ALL: [Target; 7] = [Target::Q, Target::K, Target::V, Target::O, Target::Gate, Target::Up, Target::Down];
 
     /// The model's name of it.
     pub fn name(self) -> &'static str {

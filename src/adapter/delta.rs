@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use std::ops::Range;
 
 /// What an adapter does to its weight.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct Delta<'a> {
     /// `[R, K]`.
     pub a: MatRef<'a>,

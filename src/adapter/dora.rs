@@ -10,6 +10,8 @@
 use crate::device::Compute;
 use crate::ops::gemm::{matmul_nt, Store};
 use crate::ops::{Arena, MatRef, WeightRef};
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+use half::{bf16, f16};
 use rayon::prelude::*;
 
 /// The factors of an adapter's product.
@@ -63,12 +65,12 @@ pub fn weight_norm(w: WeightRef<'_>, w_norm_squared: &[f32], factors: Factors<'_
 
 /// One row of a weight as f32.
 pub(crate) fn read_row(w: WeightRef<'_>, row: usize, out: &mut [f32]) {
+    let range = row * out.len()..(row + 1) * out.len();
     match w {
         WeightRef::F32(matrix) => out.copy_from_slice(matrix.row(row)),
+        WeightRef::F16 { bits, .. } => bits[range].reinterpret_cast::<f16>().convert_to_f32_slice(out),
+        WeightRef::Bf16 { bits, .. } => bits[range].reinterpret_cast::<bf16>().convert_to_f32_slice(out),
         WeightRef::Nf4(matrix) => matrix.dequantize_row(row, out),
-        WeightRef::F16 { .. } | WeightRef::Bf16 { .. } => {
-            out.iter_mut().enumerate().for_each(|(col, value)| *value = w.at(row, col));
-        }
     }
 }
 

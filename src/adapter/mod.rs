@@ -72,8 +72,7 @@ pub fn create(
     let bound = 1.0 / (cols as f32).sqrt();
     let a = (0..(rank * cols) as u64).map(|index| (2.0 * stream.uniform(index) - 1.0) * bound).collect();
     let a = Param { name: name_of_a(name), kind: ParamKind::LoraA, rows: rank, cols, value: a };
-    let b =
-        Param { name: name_of_b(name), kind: ParamKind::LoraB, rows, cols: rank, value: vec![0.0; rows * rank] };
+    let b = Param { name: name_of_b(name), kind: ParamKind::LoraB, rows, cols: rank, value: vec![0.0; rows * rank] };
     let magnitude = magnitude.map(|value| {
         let name = name_of_magnitude(name);
         Param { name, kind: ParamKind::Magnitude, rows: 1, cols: rows, value }

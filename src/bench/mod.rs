@@ -5,13 +5,14 @@
 
 mod shapes;
 
-pub use shapes::{token_ids, RandomWeights, Shape};
+pub use shapes::{token_ids, Shape};
 
 use crate::adapter::{peft, LoraConfig};
 use crate::data::batch::MicroBatch;
 use crate::device::{self, Compute};
 use crate::error::Result;
 use crate::generate::{Generator, SamplingOptions};
+use crate::model::random::{random_values, RandomWeights};
 use crate::model::{self, Checkpoint, Keep, Llama, LoadOptions, Method, ModelConfig, TensorSource};
 use crate::ops::{Arena, Gradients, ParamStore};
 use crate::optim::{LearningRates, OptimizerConfig};
@@ -71,7 +72,7 @@ fn load(choice: &ModelChoice, lora: Option<LoraConfig>, positions: usize) -> Res
     let (config, source): (ModelConfig, Box<dyn TensorSource>) = match choice {
         ModelChoice::Random(shape) => {
             let config = shape.config()?;
-            (config.clone(), Box::new(RandomWeights::new(0)))
+            (config.clone(), Box::new(RandomWeights::new(0, 0.02)))
         }
         ModelChoice::Folder { model, adapter: folder } => {
             if let Some(folder) = folder {
@@ -160,7 +161,7 @@ pub fn decode(choice: &ModelChoice, compute: Compute, prompt: usize, tokens: usi
 /// Times NF4 quantisation.
 pub fn quantize(repeats: usize) -> Result<Value> {
     let (rows, cols) = (4096, 11008);
-    let values = shapes::random_values(0, "bench", rows * cols);
+    let values = random_values(0, "bench", rows * cols, 0.02);
     let config = QuantConfig::default();
     quant::quantize(Values::F32(&values), rows, cols, config)?;
     let mut times = Vec::new();

@@ -1,11 +1,7 @@
-//! Model shapes with made-up weights, and the deterministic token batches of the benches.
+//! Model shapes known by name, and the deterministic token batches of the benches.
 
 use crate::error::Result;
-use crate::model::{ModelConfig, TensorSource};
-use crate::ops::{Bytes, RandomStream};
-use crate::quant::file::{RawTensor, StoredDtype};
-use crate::quant::Nf4Matrix;
-use rayon::prelude::*;
+use crate::model::ModelConfig;
 
 /// A model shape known by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,46 +32,6 @@ impl Shape {
     }
 }
 
-/// Weights drawn from N(0, 0.02²); norm weights are 1.
-pub struct RandomWeights {
-    seed: u64,
-}
-
-impl RandomWeights {
-    /// Weights named by `seed`.
-    pub fn new(seed: u64) -> RandomWeights {
-        RandomWeights { seed }
-    }
-}
-
-impl TensorSource for RandomWeights {
-    fn tensor(&self, name: &str, shape: &[usize]) -> Result<RawTensor> {
-        let count = shape.iter().product();
-        let values = if shape.len() == 1 { vec![1.0; count] } else { random_values(self.seed, name, count) };
-        let bytes: Vec<u8> = values.into_iter().flat_map(f32::to_le_bytes).collect();
-        Ok(RawTensor { dtype: StoredDtype::F32, shape: shape.to_vec(), bytes: Bytes::owned(&bytes) })
-    }
-
-    fn nf4(&self, _name: &str, _rows: usize, _cols: usize) -> Result<Option<Nf4Matrix>> {
-        Ok(None)
-    }
-
-    fn place(&self) -> String {
-        "random weights".into()
-    }
-}
-
-/// `count` values of N(0, 0.02²).
-pub fn random_values(seed: u64, name: &str, count: usize) -> Vec<f32> {
-    let stream = RandomStream::derive(seed, name, &[]);
-    let mut values = vec![0.0f32; count];
-    values.par_chunks_mut(1 << 14).enumerate().for_each(|(chunk, values)| {
-        let base = (chunk << 14) as u64;
-        values.iter_mut().enumerate().for_each(|(i, value)| *value = 0.02 * stream.normal(base + i as u64));
-    });
-    values
-}
-
 /// The token rows of a step: `state = 88172645463325252 + step`, and for each token
 /// `state = state·6364136223846793005 + 1442695040888963407 (mod 2⁶⁴)`, `token = 3 + (state >> 33) % min(vocab-3, 997)`.
 pub fn token_ids(step: u64, rows: usize, len: usize, vocab: usize) -> Vec<Vec<u32>> {
@@ -87,4 +43,3 @@ pub fn token_ids(step: u64, rows: usize, len: usize, vocab: usize) -> Vec<Vec<u3
     };
     (0..rows).map(|_| (0..len).map(|_| next()).collect()).collect()
 }
-

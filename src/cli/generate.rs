@@ -80,11 +80,10 @@ impl From<ComputeArg> for Compute {
 /// Runs `generate`.
 pub fn run(args: GenerateArgs) -> Result<()> {
     device::set_threads(args.threads)?;
-    let tokenizer = Tokenizer::load(&args.model)?;
     let mut generator = load_generator(&args)?;
-    let mut prompt: Vec<u32> = tokenizer.bos().into_iter().collect();
+    let tokenizer = Tokenizer::load(&args.model, Some(generator.model().config.vocab_size))?;
+    let mut prompt: Vec<u32> = tokenizer.special().bos.iter().map(|token| token.id).collect();
     prompt.extend(tokenizer.encode_plain(&args.prompt)?);
-    tokenizer.check_ids(&prompt, generator.model().config.vocab_size)?;
     let options = SamplingOptions {
         temperature: args.temperature,
         top_p: args.top_p,

@@ -35,8 +35,8 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
     let config = QuantConfig { block: args.block, double: !args.single };
     let bar = progress::counted(0, "quantising");
     let summary = quantize_folder(&args.model, &args.out, config, &mut |done, total, name| {
-        bar.set_length(total as u64);
-        bar.set_position(done as u64);
+        bar.set_length(total);
+        bar.set_position(done);
         bar.set_message(name.to_string());
     });
     bar.finish_and_clear();
@@ -45,7 +45,7 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
     output::note(&format!(
         "{} linears in NF4, {:.1} MiB in {out}\nnext: llamantino generate --model {out} --prompt \"...\"",
         summary.quantized,
-        summary.bytes as f64 / f64::from(1 << 20)
+        summary.written.tensor_bytes as f64 / f64::from(1 << 20)
     ));
     Ok(())
 }

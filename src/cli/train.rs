@@ -1,9 +1,10 @@
 //! `llamantino train`: runs a configuration and shows how it goes.
 
 use super::{output, progress};
-use crate::config::{self, RunConfig};
+use crate::config;
 use crate::device;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::train::config::RunConfig;
 use crate::train::metrics::{EvalRow, StepRow};
 use crate::train::run::{self, Observer, RunSummary};
 use clap::Args;
@@ -24,11 +25,7 @@ pub struct TrainArgs {
 
 /// Runs `train`.
 pub fn run(args: TrainArgs) -> Result<()> {
-    let text = std::fs::read_to_string(&args.config).map_err(|error| {
-        Error::usage(format!("{}: cannot read the configuration: {error}", args.config.display()))
-            .hint("give the path of a TOML file, such as one of configs/")
-    })?;
-    let config: RunConfig = config::load(&text, &args.config, &args.overrides)?;
+    let config: RunConfig = config::load_file(&args.config, &args.overrides)?;
     device::set_threads(Some(config.training.threads).filter(|threads| *threads > 0))?;
     let mut screen = Screen::default();
     let result = run::run(&config, &mut screen);
@@ -137,7 +134,9 @@ fn show_summary(config: &RunConfig, summary: &RunSummary) {
     let result = summary.result.display();
     let model = &config.model;
     output::note(&match config.method {
-        crate::model::Method::Full => format!("\nmodel: {result}\nnext: llamantino generate --model {result} --prompt \"...\""),
+        crate::model::Method::Full => {
+            format!("\nmodel: {result}\nnext: llamantino generate --model {result} --prompt \"...\"")
+        }
         _ => format!(
             "\nadapter: {result}\nnext:\n  llamantino generate --model {model} --adapter {result} --prompt \"...\"\n  \
              llamantino merge --base {model} --adapter {result} --out {}-merged",

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// A folder under its temporary name. Removed unless it is committed.
 pub struct NewFolder {
     partial: PathBuf,
-    path: PathBuf,
+    place: PathBuf,
     /// Holds the lock.
     _lock: Option<File>,
     committed: bool,
@@ -40,7 +40,7 @@ impl NewFolder {
         }
         let lock = lock(&partial)?;
         empty(&partial)?;
-        Ok(NewFolder { partial, path: path.to_path_buf(), _lock: lock, committed: false })
+        Ok(NewFolder { partial, place: path.to_path_buf(), _lock: lock, committed: false })
     }
 
     /// Where to write.
@@ -76,9 +76,9 @@ impl NewFolder {
     /// Gives the folder its final name.
     pub fn commit(mut self) -> Result<()> {
         sync_folder(&self.partial)?;
-        std::fs::rename(&self.partial, &self.path).map_err(|e| Error::io(&self.path, "rename into place", e))?;
+        std::fs::rename(&self.partial, &self.place).map_err(|e| Error::io(&self.place, "rename into place", e))?;
         self.committed = true;
-        match self.path.parent() {
+        match self.place.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => sync_folder(parent),
             _ => Ok(()),
         }

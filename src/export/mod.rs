@@ -1,10 +1,13 @@
 //! Writing models: sharded safetensors ([`safetensors`](mod@safetensors)), whole folders that appear at once
-//! ([`folder`]), and the NF4 form of a model ([`quantize`](mod@quantize)).
+//! ([`folder`]), the NF4 form of a model ([`quantize`](mod@quantize)), and an adapter folded into it ([`merge`]).
 
 pub mod folder;
+pub mod full;
+pub mod merge;
 pub mod quantize;
 pub mod safetensors;
 
 pub use folder::NewFolder;
+pub use merge::{merge_folder, MergeDtype, MergeJob};
 pub use quantize::quantize_folder;
 pub use safetensors::{ShardWriter, TensorSpec, Written, SHARD_BYTES};

@@ -31,8 +31,10 @@ pub struct Summary {
 
 /// Quantises the model in `base` into the new folder `out`, which appears when it is complete.
 ///
-/// `progress` is called with (bytes of the source done, of all, name of the tensor). Errors: `base` is no unquantised model
-/// that the engine knows, a weight is missing or has another shape, a value is not finite, `out` exists, the disk.
+/// `progress` is called with (bytes of the source done, of all, name of the tensor).
+///
+/// Errors: `base` is no unquantised model that the engine knows, a weight is missing or has another shape, a value is
+/// not finite, `out` exists, the disk.
 pub fn quantize_folder(
     base: &Path,
     out: &Path,
@@ -164,7 +166,7 @@ fn check_result(folder: &Path, linears: &BTreeMap<String, Linear>) -> Result<()>
 }
 
 /// Sorts layer 2 before layer 10: runs of digits by length first.
-fn natural_key(name: &str) -> Vec<(usize, String)> {
+pub(super) fn natural_key(name: &str) -> Vec<(usize, String)> {
     let key = |part: &str| match part.bytes().all(|byte| byte.is_ascii_digit()) {
         true => (part.len(), part.to_string()),
         false => (0, part.to_string()),

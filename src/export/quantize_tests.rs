@@ -95,9 +95,11 @@ fn the_same_folder_gives_the_same_files() {
     assert_eq!(first, second);
 }
 
+type Change<'a> = &'a dyn Fn(&mut Vec<(String, RawTensor)>);
+
 #[test]
 fn damaged_sources_are_refused_and_leave_nothing() {
-    let cases: [(&str, &dyn Fn(&mut Vec<(String, RawTensor)>)); 4] = [
+    let cases: [(&str, Change<'_>); 4] = [
         ("q_proj.weight is missing", &|tensors| tensors.retain(|(name, _)| !name.contains("q_proj"))),
         ("k_proj.weight: expected F32, F16 or BF16 [16, 48], found BF16 [48, 16]", &|tensors| {
             tensors.iter_mut().filter(|(name, _)| name.contains("k_proj")).for_each(|(_, t)| t.shape.reverse());

@@ -37,14 +37,7 @@ pub struct SamplingOptions {
 
 impl Default for SamplingOptions {
     fn default() -> SamplingOptions {
-        SamplingOptions {
-            temperature: 0.0,
-            top_p: None,
-            top_k: None,
-            seed: 0,
-            repeat_penalty: 1.0,
-            max_tokens: 256,
-        }
+        SamplingOptions { temperature: 0.0, top_p: None, top_k: None, seed: 0, repeat_penalty: 1.0, max_tokens: 256 }
     }
 }
 
@@ -211,8 +204,11 @@ impl Generator {
         let logits = self.model.next_logits(&pass, ids, &mut self.cache).to_vec();
         self.cached.extend_from_slice(ids);
         if let Some(index) = logits.iter().position(|v| !v.is_finite()) {
-            return Err(Error::failed(format!("the model's output is not finite (logit {index} is {})", logits[index]))
-                .hint("the weights are damaged or the adapter diverged: check them with another prompt"));
+            return Err(Error::failed(format!(
+                "the model's output is not finite (logit {index} is {})",
+                logits[index]
+            ))
+            .hint("the weights are damaged or the adapter diverged: check them with another prompt"));
         }
         Ok(logits)
     }

@@ -40,8 +40,8 @@ impl<'a> TextStream<'a> {
     }
 
     fn advance(&mut self, last: bool) -> Result<String> {
-        let before = self.tokenizer.decode(&self.ids[self.prefix..self.done])?;
-        let text = self.tokenizer.decode(&self.ids[self.prefix..])?;
+        let before = self.tokenizer.decode(&self.ids[self.prefix..self.done], true)?;
+        let text = self.tokenizer.decode(&self.ids[self.prefix..], true)?;
         let unfinished = text.ends_with('\u{FFFD}') && !last;
         if unfinished || text.len() <= before.len() || !text.is_char_boundary(before.len()) {
             return Ok(String::new());

@@ -99,8 +99,7 @@ impl Block {
         KvCache::store(&mut cache.values[layer], &v, shape.kv_heads, cache.capacity, past);
 
         let mut attended = arena.matrix(rows, q.cols());
-        let view =
-            CacheView { keys: &cache.keys[layer], values: &cache.values[layer], capacity: cache.capacity, past };
+        let view = CacheView { keys: &cache.keys[layer], values: &cache.values[layer], capacity: cache.capacity, past };
         attention::cached_forward(shape, &q, view, &mut attended);
         let delta = project(&self.o, &attended);
         let weight = self.post_norm.view(pass.params);

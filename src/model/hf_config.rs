@@ -148,6 +148,11 @@ impl ModelConfig {
         .map(|(module, shape)| (format!("model.layers.{layer}.{module}.weight"), shape))
     }
 
+    /// Standard deviation of fresh weights (`initializer_range`; 0.02 where the file does not say).
+    pub fn initializer_range(&self) -> f64 {
+        self.raw.get("initializer_range").and_then(Value::as_f64).unwrap_or(0.02)
+    }
+
     /// The JSON with `quantization_config` set, or removed.
     pub fn json_with_quantization(&self, quantization: Option<Value>) -> Value {
         let mut raw = self.raw.clone();
@@ -257,9 +262,10 @@ fn architecture(fields: &Fields<'_>) -> Result<Architecture> {
     match fields.text("model_type")? {
         Some("llama") => Ok(Architecture::Llama),
         Some("mistral") => Ok(Architecture::Mistral),
-        _ => Err(fields
-            .wrong("model_type", "\"llama\" or \"mistral\"")
-            .hint("supported are models of the LLaMA architecture: LLaMA 1, 2 and 3, TinyLlama, SmolLM, Mistral without a sliding window")),
+        _ => Err(fields.wrong("model_type", "\"llama\" or \"mistral\"").hint(
+            "supported are models of the LLaMA architecture: LLaMA 1, 2 and 3, TinyLlama, SmolLM, and Mistral \
+                 without a sliding window",
+        )),
     }
 }
 
@@ -280,7 +286,8 @@ fn refuse_what_is_not_computed(fields: &Fields<'_>, architecture: Architecture) 
         if window.is_some_and(|window| window < positions) {
             let expected = format!("null, or at least max_position_embeddings = {positions}");
             return Err(fields.wrong("sliding_window", &expected).hint(
-                "attention here is over the whole sequence; set max_position_embeddings to the window's size to use the model up to that length, where both are the same",
+                "attention here is over the whole sequence; set max_position_embeddings to the window's size to use \
+                 the model up to that length, where both are the same",
             ));
         }
     }

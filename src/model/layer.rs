@@ -133,8 +133,10 @@ impl LinearLayer {
 
     fn adapter<'a>(&'a self, lora: &'a LoraParams, pass: &'a Pass<'_>) -> Adapter<'a> {
         let (a, b) = (pass.params.get(lora.a), pass.params.get(lora.b));
-        let dora = lora.magnitude.zip(pass.dora.get(self.index)).map(|(magnitude_id, columns)| {
-            Dora { factor: &columns.factor, norm: &columns.norm, magnitude_id }
+        let dora = lora.magnitude.zip(pass.dora.get(self.index)).map(|(magnitude_id, columns)| Dora {
+            factor: &columns.factor,
+            norm: &columns.norm,
+            magnitude_id,
         });
         Adapter {
             a: MatRef::new(&a.value, a.rows, a.cols),

@@ -43,11 +43,7 @@ pub struct Hidden {
 impl Llama {
     /// Heads and their size.
     pub fn attention_shape(&self) -> AttentionShape {
-        AttentionShape {
-            heads: self.config.heads,
-            kv_heads: self.config.kv_heads,
-            head_dim: self.config.head_dim,
-        }
+        AttentionShape { heads: self.config.heads, kv_heads: self.config.kv_heads, head_dim: self.config.head_dim }
     }
 
     /// All linears of the blocks, in the model's order.
@@ -154,13 +150,7 @@ impl Llama {
     }
 
     /// Forward and backward: adds the gradients of `scale · Σ token losses` to `grads`.
-    pub fn loss_and_gradients(
-        &self,
-        pass: &Pass<'_>,
-        batch: Batch<'_>,
-        keep: &[Keep],
-        grads: &mut Gradients,
-    ) -> Loss {
+    pub fn loss_and_gradients(&self, pass: &Pass<'_>, batch: Batch<'_>, keep: &[Keep], grads: &mut Gradients) -> Loss {
         assert_eq!(keep.len(), self.blocks.len(), "one keep policy for each block");
         let context = self.context(pass, batch.rows);
         let Hidden { last, mut saved } = self.forward(pass, batch.rows, keep);
@@ -177,19 +167,14 @@ impl Llama {
     }
 
     /// Loss, and the gradient of the last block's output.
-    fn backward_head(
-        &self,
-        pass: &Pass<'_>,
-        last: &Matrix,
-        batch: Batch<'_>,
-        grads: &mut Gradients,
-    ) -> (Loss, Matrix) {
+    fn backward_head(&self, pass: &Pass<'_>, last: &Matrix, batch: Batch<'_>, grads: &mut Gradients) -> (Loss, Matrix) {
         let (normed, inv_rms) = self.final_norm(pass, last);
         let mut dnormed = pass.arena.matrix(last.rows(), last.cols());
         let dweight = self.head_weight().id().map(|id| grads.get_mut(id));
         let outputs = HeadGrads { dhidden: &mut dnormed, dweight, token_loss: None };
         let head = self.head_view(pass);
-        let loss = cross_entropy::forward_backward(head, normed.view(), batch.targets, batch.scale, pass.arena, outputs);
+        let loss =
+            cross_entropy::forward_backward(head, normed.view(), batch.targets, batch.scale, pass.arena, outputs);
         drop(normed);
         let mut gradient = pass.arena.zeros(last.rows(), last.cols());
         let dweight = self.norm.id().map(|id| grads.get_mut(id));

@@ -168,8 +168,11 @@ impl Loader<'_> {
     fn linear_weight(&mut self, name: &str, rows: usize, cols: usize) -> Result<Weight> {
         if let Some(matrix) = self.source.nf4(name, rows, cols)? {
             if self.options.train_all {
-                return Err(Error::usage(format!("{}: {name} is NF4: method = \"full\" cannot train it", self.source.place()))
-                    .hint("train from the unquantised model, or use method = \"qlora\""));
+                return Err(Error::usage(format!(
+                    "{}: {name} is NF4: method = \"full\" cannot train it",
+                    self.source.place()
+                ))
+                .hint("train from the unquantised model, or use method = \"qlora\""));
             }
             return Ok(Weight::Nf4(matrix));
         }

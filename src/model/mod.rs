@@ -7,6 +7,7 @@ pub mod layer;
 pub mod llama;
 pub mod load;
 pub mod pass;
+pub mod random;
 pub mod weights;
 
 pub use block::Keep;

@@ -202,8 +202,11 @@ fn only_safetensors(folder: &Path) -> Result<PathBuf> {
     }
     let pickled = of(&|name| name.ends_with(".bin") || name.ends_with(".pth") || name.ends_with(".pt"));
     if let Some(first) = pickled.first() {
-        return Err(Error::file(folder, format!("expected *.safetensors, found only {first} (a pickle, which can run code)"))
-            .hint("convert it once where you trust it: python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('FOLDER', torch_dtype='auto').save_pretrained('NEW_FOLDER')\""));
+        let what = format!("expected *.safetensors, found only {first} (a pickle, which can run code)");
+        return Err(Error::file(folder, what).hint(
+            "convert it once where you trust it: python -c \"from transformers import AutoModelForCausalLM as M; \
+             M.from_pretrained('FOLDER', torch_dtype='auto').save_pretrained('NEW_FOLDER')\"",
+        ));
     }
     let gguf = of(&|name| name.ends_with(".gguf"));
     if let Some(first) = gguf.first() {

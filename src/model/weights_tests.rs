@@ -155,7 +155,10 @@ fn a_header_with_any_byte_flipped_never_panics() {
 #[test]
 fn wrong_offsets_are_refused_with_the_tensor() {
     let header = |a: (usize, usize), b: (usize, usize)| {
-        let entry = |(start, end): (usize, usize)| json!({"dtype": "U8", "shape": [end.saturating_sub(start)], "data_offsets": [start, end]});
+        let entry = |(start, end): (usize, usize)| {
+            let len = end.saturating_sub(start);
+            json!({"dtype": "U8", "shape": [len], "data_offsets": [start, end]})
+        };
         json!({"a": entry(a), "b": entry(b)}).to_string()
     };
     let file = |a, b| vec![("model.safetensors", with_header(&header(a, b), &[0; 16]))];

@@ -1,8 +1,9 @@
 //! Double quantisation: the scales of the 4-bit blocks themselves in 8 bits.
 //!
-//! `offset = mean(scales)`; `d = scales - offset` is cut into blocks of 256 with `nested_absmax = max |d|` each; the code
-//! of `d / nested_absmax` comes from a 65536-entry table over [-1, 1], so that it is in a few cases not the nearest one:
-//! that is what bitsandbytes does on a CPU, and every bit of it is kept. A nested block of zeros gets code 0.
+//! `offset = mean(scales)`; `d = scales - offset` is cut into blocks of 256 with `nested_absmax = max |d|` each; the
+//! code of `d / nested_absmax` comes from a 65536-entry table over -1 to 1, so that it is in a few cases not the
+//! nearest one: that is what bitsandbytes does on a CPU, and every bit of it is kept. A nested block of zeros
+//! gets code 0.
 //! Reference: Dettmers et al., "8-bit Optimizers via Block-wise Quantization" (2022) for the map; the golden vectors.
 
 use super::nf4::Scales;

@@ -322,8 +322,8 @@ pub fn stored_parts(weight: &str, matrix: &Nf4Matrix) -> Vec<(String, RawTensor)
 /// Most bytes that the JSON of a quant state takes.
 pub const STATE_BYTES: usize = 320;
 
-/// Names, dtypes and shapes of [`stored_parts`] before there is a matrix. The JSON of the state, whose length depends on
-/// the offset's digits, is given its upper bound [`STATE_BYTES`].
+/// Names, dtypes and shapes of [`stored_parts`] before there is a matrix. The JSON of the state, whose length depends
+/// on the offset's digits, is given its upper bound [`STATE_BYTES`].
 pub fn planned_parts(
     weight: &str,
     rows: usize,

@@ -1,7 +1,7 @@
 //! NF4: 4-bit codes of a fixed 16-value codebook with one scale a block, bit for bit as bitsandbytes stores it.
 //!
-//! Layout: values are taken flat, row-major, in blocks of `block` values (the last one may be short); rows play no part.
-//! `value = round_to_dtype(NF4_CODE[code] * scale(block))`, the product in f32. Quantisation is in [`super::quantize`].
+//! Layout: values are taken flat, row-major, in blocks of `block` values (the last may be short); rows play no part.
+//! `value = round_to_dtype(NF4_CODE[code] * scale(block))`, the product in f32. Quantisation is [`super::quantize()`].
 //! Reference: Dettmers et al., "QLoRA" (2023), §3 and appendix E; the golden vectors made with bitsandbytes.
 
 use super::kernels;
@@ -137,23 +137,47 @@ impl Nf4Matrix {
         self.dequantize_range(row * self.cols, out);
     }
 
-    /// The values from flat index `start` on into `out`.
+    /// The values from flat index `start` on into `out`: the rest of a block, whole blocks, the start of another.
     fn dequantize_range(&self, start: usize, out: &mut [f32]) {
-        let (mut at, end) = (start, start + out.len());
-        while at < end {
-            let block = at / self.block;
-            let stop = end.min((block + 1) * self.block);
-            let part = &mut out[at - start..stop - start];
-            kernels::decode(&self.codes, at, &self.value_table(block), part);
-            at = stop;
+        let head = out.len().min(start.next_multiple_of(self.block) - start);
+        let (head, out) = out.split_at_mut(head);
+        self.dequantize_part(start, head);
+        let mut at = start + head.len();
+        let mut scales = [0.0; 256];
+        let whole = out.len() / self.block * self.block;
+        let (whole, tail) = out.split_at_mut(whole);
+        for out in whole.chunks_mut(self.block * scales.len()) {
+            let scales = &mut scales[..out.len() / self.block];
+            self.scales_from(at / self.block, scales);
+            kernels::decode_blocks(&self.codes[at / 2..][..out.len() / 2], self.block, scales, self.dtype, out);
+            at += out.len();
+        }
+        self.dequantize_part(at, tail);
+    }
+
+    /// Values of one block.
+    fn dequantize_part(&self, start: usize, out: &mut [f32]) {
+        if !out.is_empty() {
+            kernels::decode_part(&self.codes, start, &self.value_table(start / self.block), out);
+        }
+    }
+
+    /// The scales of block `first` and those after it.
+    pub fn scales_from(&self, first: usize, out: &mut [f32]) {
+        match &self.scales {
+            Scales::Plain(values) => out.copy_from_slice(&values.as_f32()[first..first + out.len()]),
+            Scales::Double { codes, nested_absmax, map, offset, nested_block } => {
+                for (i, (scale, &code)) in out.iter_mut().zip(&codes[first..]).enumerate() {
+                    *scale = map[usize::from(code)] * nested_absmax[(first + i) / nested_block] + offset;
+                }
+            }
         }
     }
 
     /// The 16 values that block `index` can hold: rounding the table once equals rounding each value.
     #[inline]
     pub fn value_table(&self, index: usize) -> [f32; 16] {
-        let scale = self.scale(index);
-        NF4_CODE.map(|code| self.dtype.round(code * scale))
+        kernels::value_table(self.scale(index), self.dtype)
     }
 
     /// The value at flat index `index`.

@@ -13,7 +13,6 @@ use super::kernels;
 use super::nf4::{Nf4Matrix, Scales, SourceDtype, TASK_VALUES};
 use crate::error::{Error, Result};
 use crate::ops::bytes::Bytes;
-use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use rayon::prelude::*;
 
 /// How to quantise.
@@ -77,26 +76,19 @@ impl Values<'_> {
         }
     }
 
-    /// Values `start .. start + len` as f32: the slice itself, or widened into `scratch`.
-    fn widened<'s>(&'s self, start: usize, len: usize, scratch: &'s mut [f32]) -> &'s [f32] {
+    /// Values `start .. stop`.
+    fn slice(&self, start: usize, stop: usize) -> Values<'_> {
         match self {
-            Values::F32(values) => return &values[start..start + len],
-            Values::F16(bits) => {
-                bits[start..start + len].reinterpret_cast::<half::f16>().convert_to_f32_slice(&mut scratch[..len]);
-            }
-            Values::Bf16(bits) => {
-                for (wide, &bits) in scratch.iter_mut().zip(&bits[start..start + len]) {
-                    *wide = f32::from_bits(u32::from(bits) << 16);
-                }
-            }
+            Values::F32(values) => Values::F32(&values[start..stop]),
+            Values::F16(bits) => Values::F16(&bits[start..stop]),
+            Values::Bf16(bits) => Values::Bf16(&bits[start..stop]),
         }
-        &scratch[..len]
     }
 }
 
 /// Quantises a `[rows, cols]` weight.
 ///
-/// Errors: a block size outside the format, a wrong number of values, a value that is not finite (its flat index named).
+/// Errors: a block size outside the format, a wrong number of values, a value that is not finite (its index named).
 pub fn quantize(values: Values<'_>, rows: usize, cols: usize, config: QuantConfig) -> Result<Nf4Matrix> {
     config.check()?;
     let count = values.len();
@@ -107,20 +99,14 @@ pub fn quantize(values: Values<'_>, rows: usize, cols: usize, config: QuantConfi
     let task = TASK_VALUES.next_multiple_of(config.block);
     let mut first_bad = None;
     let codes = Bytes::filled(count.div_ceil(2), |packed| {
-        let scratch_len = if matches!(values, Values::F32(_)) { 0 } else { task };
         let tasks = packed.par_chunks_mut(task / 2).zip(absmax.par_chunks_mut(task / config.block)).enumerate();
-        first_bad = tasks
-            .map_init(
-                || vec![0.0f32; scratch_len],
-                |scratch, (i, (packed, absmax))| {
-                    let start = i * task;
-                    let values = values.widened(start, task.min(count - start), scratch);
-                    kernels::encode(kernels::Blocks { values, block: config.block, absmax, packed })
-                        .map(|offset| start + offset)
-                },
-            )
-            .filter_map(|bad| bad)
-            .min();
+        let encode = |(i, (packed, absmax)): (usize, (&mut [u8], &mut [f32]))| {
+            let start = i * task;
+            let values = values.slice(start, count.min(start + task));
+            kernels::encode(kernels::Blocks { values, block: config.block, absmax, packed })
+                .map(|within| start + within)
+        };
+        first_bad = tasks.filter_map(encode).min();
     });
     if let Some(index) = first_bad {
         return Err(Error::failed(format!(

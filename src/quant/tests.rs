@@ -1,7 +1,7 @@
 //! Facts of NF4 that do not need the golden vectors (those are in tests/parity.rs).
 
 use super::double::{double_quantize, double_quantize_around, dynamic_map_signed_8bit};
-use super::kernels::{decode_on, encode_on, Blocks, MIDPOINTS};
+use super::kernels::{decode_blocks_on, encode_on, Blocks, MIDPOINTS};
 use super::nf4::NF4_CODE;
 use super::*;
 use crate::device::CpuPath;
@@ -32,34 +32,40 @@ fn borders() -> Vec<f32> {
 
 #[test]
 fn every_path_encodes_the_same_bits() {
-    let values = [borders(), normal(4096, 1)].concat();
+    let values = [borders(), normal(5003, 1)].concat();
+    let f16: Vec<u16> = values.iter().map(|&v| half::f16::from_f32(v.clamp(-6e4, 6e4)).to_bits()).collect();
+    let bf16: Vec<u16> = values.iter().map(|&v| half::bf16::from_f32(v).to_bits()).collect();
     for block in [32, 64, 128, 4096] {
-        let run = |path| {
-            let mut absmax = vec![0.0; values.len().div_ceil(block)];
-            let mut packed = vec![0; values.len().div_ceil(2)];
-            let bad = encode_on(path, Blocks { values: &values, block, absmax: &mut absmax, packed: &mut packed });
-            assert_eq!(bad, None);
-            (absmax, packed)
-        };
-        let expected = run(CpuPath::Portable);
-        for path in CpuPath::available() {
-            assert_eq!(run(path), expected, "{path:?}, block {block}");
+        for values in [Values::F32(&values), Values::F16(&f16), Values::Bf16(&bf16)] {
+            let run = |path| {
+                let mut absmax = vec![0.0; values.len().div_ceil(block)];
+                let mut packed = vec![0; values.len().div_ceil(2)];
+                let bad = encode_on(path, Blocks { values, block, absmax: &mut absmax, packed: &mut packed });
+                assert_eq!(bad, None);
+                (absmax, packed)
+            };
+            let expected = run(CpuPath::Portable);
+            for path in CpuPath::available() {
+                assert!(run(path) == expected, "{path:?}, block {block}, {:?}", values.dtype());
+            }
         }
     }
 }
 
 #[test]
-fn every_path_decodes_the_same_bits_from_any_start() {
-    let packed: Vec<u8> = (0..=255).collect();
-    let table = NF4_CODE.map(|code| code * 0.37);
-    for (start, len) in [(0, 512), (1, 511), (1, 64), (3, 33), (6, 35), (511, 1), (9, 0)] {
-        let expected: Vec<f32> = (start..start + len)
-            .map(|i| table[usize::from(if i % 2 == 0 { packed[i / 2] >> 4 } else { packed[i / 2] & 15 })])
-            .collect();
-        for path in CpuPath::available() {
-            let mut out = vec![f32::NAN; len];
-            decode_on(path, &packed, start, &table, &mut out);
-            assert_eq!(out, expected, "{path:?}, {len} values from {start}");
+fn every_path_decodes_the_same_bits() {
+    let packed: Vec<u8> = (0..=255).cycle().take(2048).collect();
+    for block in [32, 64, 4096] {
+        let scales: Vec<f32> = (0..4096 / block).map(|i| 0.37 * 1.3f32.powi(i as i32 % 40 - 20)).collect();
+        for dtype in [SourceDtype::F32, SourceDtype::F16, SourceDtype::Bf16] {
+            let code = |i: usize| if i.is_multiple_of(2) { packed[i / 2] >> 4 } else { packed[i / 2] & 15 };
+            let value = |i: usize| dtype.round(NF4_CODE[usize::from(code(i))] * scales[i / block]).to_bits();
+            let expected: Vec<u32> = (0..4096).map(value).collect();
+            for path in CpuPath::available() {
+                let mut out = vec![f32::NAN; 4096];
+                decode_blocks_on(path, &packed, block, &scales, dtype, &mut out);
+                assert!(out.iter().map(|v| v.to_bits()).eq(expected.clone()), "{path:?}, block {block}, {dtype:?}");
+            }
         }
     }
 }

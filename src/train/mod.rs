@@ -2,17 +2,21 @@
 //!
 //! [`step`] is one optimizer step, [`evaluate`] the held-out measure, [`metrics`] the log, [`run`] ties them together.
 
+pub mod config;
 pub mod evaluate;
 pub mod metrics;
 pub mod run;
 pub mod step;
 
+pub use config::RunConfig;
+
+use crate::config::{Problems, Section};
 use crate::device::Compute;
 use serde::{Deserialize, Serialize};
 
 /// `[training]`: how long, how much at once, how often to look.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct TrainingConfig {
     /// Optimizer steps; 0: as many as `epochs` give.
     pub steps: u64,
@@ -53,5 +57,19 @@ impl Default for TrainingConfig {
             checkpoint_every: 0,
             max_skipped_steps: 5,
         }
+    }
+}
+
+impl Section for TrainingConfig {
+    fn check(&self, problems: &mut Problems) {
+        problems.expect(self.steps > 0 || self.epochs > 0.0, "epochs", "above 0 where steps is 0", self.epochs);
+        problems.expect(self.epochs.is_finite(), "epochs", "a number", self.epochs);
+        problems.expect((1..=1 << 16).contains(&self.micro_batch), "micro_batch", "from 1 to 65536", self.micro_batch);
+        let accumulation = self.accumulation;
+        problems.expect((1..=1 << 16).contains(&accumulation), "accumulation", "from 1 to 65536", accumulation);
+        let alpha = self.neftune_alpha;
+        problems.expect((0.0..=1e3).contains(&alpha), "neftune_alpha", "0 (off) to 1000", alpha);
+        problems.expect(self.threads <= 1024, "threads", "0 (one for each core) to 1024", self.threads);
+        problems.expect(self.max_skipped_steps > 0, "max_skipped_steps", "at least 1", self.max_skipped_steps);
     }
 }

@@ -4,18 +4,25 @@
 //! runs/<name>/  config.toml (resolved)   log.jsonl   adapter/ (PEFT files) or model/ (method = "full")
 //! ```
 
+use super::config::RunConfig;
 use super::evaluate::{evaluate, Evaluation};
 use super::metrics::{EvalRow, Log, Row, StepRow};
 use super::step::{Engine, StepReport, StepSettings};
 use crate::adapter::peft::{self, Provenance};
-use crate::config::RunConfig;
-use crate::data::{self, batch::BatchCursor, Corpora};
+use crate::data::batch::{evaluation_batches, BatchSettings, Batches, MicroBatch};
+use crate::data::corpus::TokenizedCorpus;
+use crate::data::load::{load_text, TextData};
+use crate::data::tokenize::Tokenizer;
+use crate::data::TextDataConfig;
 use crate::device;
 use crate::error::{Error, Result};
 use crate::export::full;
-use crate::model::{self, Checkpoint, Keep, LoadOptions, Method, ModelConfig};
+use crate::model::random::RandomWeights;
+use crate::model::weights::{base_hash, HashDepth};
+use crate::model::{self, Checkpoint, Keep, LoadOptions, Method, ModelConfig, TensorSource};
 use crate::ops::{Arena, Gradients};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// What a run tells as it goes on.
@@ -93,13 +100,45 @@ fn prepare_folder(config: &RunConfig) -> Result<PathBuf> {
     Ok(folder)
 }
 
+/// What a run trains on and measures itself by.
+struct Corpora {
+    train: Batches,
+    held_out: Vec<(String, Vec<MicroBatch>)>,
+}
+
+impl Corpora {
+    fn load(config: &RunConfig, tokenizer: &Tokenizer, observer: &mut dyn Observer) -> Result<Corpora> {
+        let TextData { train, held_out, report } = load_text(&config.data, tokenizer, &mut |_| {})?;
+        if report.bad_lines.count > 0 {
+            let (count, first) = (report.bad_lines.count, report.bad_lines.first.join("\n  "));
+            observer.warning(&format!("{count} unusable lines skipped, the first:\n  {first}"));
+        }
+        let mut sets: Vec<(String, TokenizedCorpus)> = held_out.into_iter().map(|c| ("held-out".into(), c)).collect();
+        for set in &config.evaluation {
+            let section = TextDataConfig { paths: set.paths.clone(), ..TextDataConfig::default() };
+            sets.push((set.name.clone(), load_text(&section, tokenizer, &mut |_| {})?.train));
+        }
+        for (name, corpus) in [("training", &train)].into_iter().chain(sets.iter().map(|(n, c)| (n.as_str(), c))) {
+            let (documents, tokens, bytes) = (corpus.len(), corpus.text_tokens(), corpus.text_bytes());
+            observer.note(&format!("{name}: {documents} documents, {tokens} tokens, {:.1} KB", bytes as f64 / 1e3));
+        }
+        let settings = BatchSettings {
+            sequence_length: config.data.sequence_length,
+            packing: config.data.packing,
+            windows: config.training.micro_batch,
+            seed: config.seed,
+        };
+        let batches = |c: &TokenizedCorpus| evaluation_batches(c, settings.sequence_length, settings.windows).collect();
+        let held_out = sets.iter().map(|(name, corpus)| (name.clone(), batches(corpus))).collect();
+        Ok(Corpora { train: Batches::new(Arc::new(train), settings)?, held_out })
+    }
+}
+
 struct Run {
     engine: Engine,
     corpora: Corpora,
-    cursor: BatchCursor,
     log: Log,
     config: RunConfig,
-    checkpoint: Checkpoint,
     total_steps: u64,
     tokens: u64,
 }
@@ -108,10 +147,13 @@ impl Run {
     fn load(config: &RunConfig, folder: &Path, observer: &mut dyn Observer) -> Result<Run> {
         let model_folder = PathBuf::from(&config.model);
         let model_config = ModelConfig::from_folder(&model_folder)?;
-        let checkpoint = Checkpoint::open(&model_folder)?;
-        let corpora = data::load(&config.data, &model_folder, model_config.vocab_size, config.seed, &mut |text| {
-            observer.note(text);
-        })?;
+        let source: Box<dyn TensorSource> = match config.from_scratch {
+            true => Box::new(RandomWeights::new(config.seed, model_config.initializer_range() as f32)),
+            false => Box::new(Checkpoint::open(&model_folder)?),
+        };
+        let tokenizer = Tokenizer::load(&model_folder, Some(model_config.vocab_size))?;
+        tokenizer.warnings().iter().for_each(|warning| observer.warning(warning));
+        let corpora = Corpora::load(config, &tokenizer, observer)?;
 
         let continued = config.adapter.as_deref().map(peft::read).transpose()?;
         let mut options = LoadOptions::training(config.method, config.quantization, &config.lora, config.seed);
@@ -119,7 +161,7 @@ impl Run {
         if let Some(adapter) = &continued {
             options.lora = Some(adapter.config.clone());
         }
-        let (mut model, mut params) = model::load(&model_config, &checkpoint, &options, &mut |done, total| {
+        let (mut model, mut params) = model::load(&model_config, source.as_ref(), &options, &mut |done, total| {
             observer.phase("loading the model", done, total);
         })?;
         if let Some(adapter) = continued {
@@ -147,9 +189,8 @@ impl Run {
         let grads = Gradients::zeros(&params);
         let engine = Engine { model, params, grads, optimizer, arena: Arena::new(), settings };
         let log = Log::append(&folder.join("log.jsonl"))?;
-        let cursor = BatchCursor::default();
         let config = config.clone();
-        let mut run = Run { engine, corpora, cursor, log, config, checkpoint, total_steps: 0, tokens: 0 };
+        let mut run = Run { engine, corpora, log, config, total_steps: 0, tokens: 0 };
         run.total_steps = run.count_steps();
         Ok(run)
     }
@@ -160,15 +201,14 @@ impl Run {
         if training.steps > 0 {
             return training.steps;
         }
-        let windows = self.corpora.train.batches_per_epoch(training.micro_batch) as f64;
-        ((windows * training.epochs / training.accumulation as f64).ceil() as u64).max(1)
+        let per_epoch = self.corpora.train.steps_per_epoch(training.accumulation as u64) as f64;
+        ((per_epoch * training.epochs).ceil() as u64).max(1)
     }
 
     fn step(&mut self, step: u64, observer: &mut dyn Observer) -> Result<StepReport> {
         let (training, total) = (&self.config.training, self.total_steps);
-        let batches: Vec<_> = (0..training.accumulation)
-            .map(|_| self.corpora.train.next_micro_batch(&mut self.cursor, training.micro_batch))
-            .collect();
+        let count = self.corpora.train.left_in_epoch().min(training.accumulation as u64);
+        let batches: Vec<_> = (0..count).map(|_| self.corpora.train.next_micro_batch()).collect();
         let rates = self.config.optimizer.learning_rates(self.config.schedule.multiplier(step, total));
         let start = Instant::now();
         let report = self.engine.step(step, &batches, &rates);
@@ -212,12 +252,13 @@ impl Run {
         let Engine { model, params, .. } = &self.engine;
         if config.method == Method::Full {
             let out = config.folder().join("model");
-            full::write(&out, Path::new(&config.model), model, params)?;
+            full::write(&out, &model.config.raw, Path::new(&config.model), params, config.save_dtype)?;
             return Ok(out);
         }
         let out = config.folder().join("adapter");
-        let provenance = Provenance::new(&config.model, base_hash(&self.checkpoint, HashDepth::Full)?, config.method);
-        peft::write(&out, model, params, &config.lora, &provenance)?;
+        let hash = base_hash(&Checkpoint::open(Path::new(&config.model))?, HashDepth::Full)?;
+        let provenance = Provenance::new(&config.model, hash, config.method);
+        peft::write(&out, model, params, &provenance)?;
         Ok(out)
     }
 }

@@ -230,8 +230,7 @@ fn measure(case: &Case, threads: usize, seconds: f64) {
     rates.sort_by(f64::total_cmp);
     shares.sort_by(f64::total_cmp);
     let (rate, share) = (rates[rates.len() / 2], shares[shares.len() / 2]);
-    let bandwidth =
-        if rows == 1 { format!(" {:6.1} GB/s", rate / work * weight.bytes()) } else { String::new() };
+    let bandwidth = if rows == 1 { format!(" {:6.1} GB/s", rate / work * weight.bytes()) } else { String::new() };
     println!("{} {rate:8.1} GFLOP/s {share:5.1} %{bandwidth}", line(case));
 }
 

@@ -152,10 +152,10 @@ impl Differences {
         self.check(fine, || {
             let (error, i) = worst;
             match (expected.get(i), found.get(i)) {
-                (Some(a), Some(b)) => format!(
-                    "{what}: worst at {i}: expected {a:e}, found {b:e}, {:.2e} of the largest (allowed {tolerance:.0e})",
-                    error / largest
-                ),
+                (Some(a), Some(b)) => {
+                    let relative = error / largest;
+                    format!("{what} (tolerance {tolerance:.0e}): {i}: {a:e} expected, {b:e} found, {relative:.1e} of the max")
+                }
                 _ => format!("{what}: expected {} values, found {}", expected.len(), found.len()),
             }
         });

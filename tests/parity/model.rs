@@ -231,7 +231,10 @@ fn qlora() {
     let padded = Padded::load(&golden, "");
     let adapter = folder().join("lora/lora");
     let quantize = Some(QuantConfig::default());
-    let sources = [("quantised on load", folder().join("llama/tiny"), quantize), ("stored", folder().join("qlora/tiny_bnb4bit"), None)];
+    let sources = [
+        ("quantised on load", folder().join("llama/tiny"), quantize),
+        ("stored", folder().join("qlora/tiny_bnb4bit"), None),
+    ];
     for (what, base, quantize) in sources {
         let (model, params) = load_adapted(&base, &adapter, quantize);
         for keep in [Keep::Light, Keep::Input] {
@@ -325,6 +328,10 @@ fn final_values(what: &str, name: &str, expected: &[f32], found: &[f32], rates: 
     let worst = errors.iter().fold(0.0f64, |m, e| m.max(*e));
     let fine = rms <= 1e-5 * largest && above as f64 <= (0.002 * errors.len() as f64).ceil() && worst <= 0.25 * rates;
     differences.check(fine, || {
-        format!("{what} final {name}: rms {:e} of the largest, {above} of {} above 1e-5, worst {worst:e}", rms / largest, errors.len())
+        format!(
+            "{what} final {name}: rms {:e} of the largest, {above} of {} above 1e-5, worst {worst:e}",
+            rms / largest,
+            errors.len()
+        )
     });
 }

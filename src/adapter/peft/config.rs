@@ -52,7 +52,8 @@ impl PeftConfig {
     /// Reads and checks the file.
     pub(super) fn read(path: &Path) -> Result<PeftConfig> {
         let text = std::fs::read_to_string(path).map_err(|error| Error::io(path, "read", error))?;
-        let value: Value = serde_json::from_str(&text).map_err(|error| Error::file(path, format!("not JSON: {error}")))?;
+        let value: Value =
+            serde_json::from_str(&text).map_err(|error| Error::file(path, format!("not JSON: {error}")))?;
         let Value::Object(fields) = value else { return Err(Error::file(path, "expected a JSON object")) };
         parse(&Fields(fields)).map_err(|error| error.at(path.display()))
     }

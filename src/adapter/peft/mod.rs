@@ -4,24 +4,27 @@
 //! Reading refuses, naming the first mismatch, whatever would not act on our model exactly as it acts under PEFT.
 //! Reference: PEFT `save_and_load.py`, `tuners/lora/config.py`; files written by PEFT 0.21.
 
+mod attach;
 mod config;
 mod keys;
 mod provenance;
 mod tensors;
 mod write;
 
+pub use attach::write;
 pub use provenance::Provenance;
 
 use super::delta::Delta;
 use super::LoraConfig;
 use crate::bail;
 use crate::error::{Error, Result};
+use crate::model::Checkpoint;
 use crate::ops::MatRef;
 use config::PeftConfig;
 use keys::{Key, Part};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use tensors::{Tensor, TensorFile};
+use tensors::Tensor;
 
 /// Name of the configuration's file.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -29,6 +32,11 @@ pub const CONFIG_FILE: &str = "adapter_config.json";
 pub const TENSOR_FILE: &str = "adapter_model.safetensors";
 /// Name of our own file beside them.
 pub const PROVENANCE_FILE: &str = "llamantino.json";
+
+/// The embedding's name, as a weight trained as a whole.
+pub const EMBEDDING: &str = "model.embed_tokens.weight";
+/// The head's name, as a weight trained as a whole.
+pub const HEAD: &str = "lm_head.weight";
 
 /// An adapter read from its folder; consistent in itself, not yet compared with a model.
 #[derive(Debug, Clone)]
@@ -98,26 +106,8 @@ pub fn read(folder: &Path) -> Result<PeftAdapter> {
         return Err(Error::file(folder, "holds adapter_model.bin, expected adapter_model.safetensors")
             .hint("load it with PEFT and call save_pretrained(..., safe_serialization=True)"));
     }
-    let mut file = TensorFile::open(&path)?;
-    let mut parts: BTreeMap<String, Parts> = BTreeMap::new();
-    let mut saved = BTreeMap::new();
-    for name in file.names() {
-        let tensor = file.read(&name)?;
-        match keys::parse(&name).map_err(|error| error.at(path.display()))? {
-            Key::Linear(linear, part) => {
-                let slot = parts.entry(linear).or_default().slot(part);
-                if let Some(other) = slot.replace((name.clone(), tensor)) {
-                    return Err(Error::file(&path, format!("{name}: the same tensor as {}", other.0)));
-                }
-            }
-            Key::Saved(weight) => {
-                let weight_2d = tensor.saved().map_err(|error| error.at(&name).at(path.display()))?;
-                if saved.insert(weight, weight_2d).is_some() {
-                    return Err(Error::file(&path, format!("{name}: stored twice")));
-                }
-            }
-        }
-    }
+    let file = Checkpoint::open(&path)?;
+    let (parts, saved) = sort_tensors(&file).map_err(|error| error.at(path.display()))?;
     let mut config = settings.lora;
     let linears = parts.into_iter().map(|(linear, parts)| {
         let adapter = parts.check(&linear, &config).map_err(|error| error.at(path.display()))?;
@@ -130,6 +120,31 @@ pub fn read(folder: &Path) -> Result<PeftAdapter> {
     config.modules.only = Some(linears.keys().cloned().collect());
     let provenance = Provenance::read(&folder.join(PROVENANCE_FILE))?;
     Ok(PeftAdapter { folder: folder.into(), config, targets: settings.targets, provenance, linears, saved })
+}
+
+type Sorted = (BTreeMap<String, Parts>, BTreeMap<String, SavedWeight>);
+
+/// Every tensor of the file where it belongs.
+fn sort_tensors(file: &Checkpoint) -> Result<Sorted> {
+    let mut parts: BTreeMap<String, Parts> = BTreeMap::new();
+    let mut saved = BTreeMap::new();
+    for name in file.names() {
+        match keys::parse(name)? {
+            Key::Linear(linear, part) => {
+                let found = (name.to_string(), Tensor::read(file, name)?);
+                if let Some((other, _)) = parts.entry(linear).or_default().slot(part).replace(found) {
+                    bail!("{name}: the same tensor as {other}");
+                }
+            }
+            Key::Saved(weight) => {
+                let values = Tensor::read(file, name)?.saved().map_err(|error| error.at(name))?;
+                if saved.insert(weight, values).is_some() {
+                    bail!("{name}: stored twice");
+                }
+            }
+        }
+    }
+    Ok((parts, saved))
 }
 
 impl PeftAdapter {
@@ -151,9 +166,8 @@ impl PeftAdapter {
         let Some(adapter) = self.linears.get(name) else {
             let wanted = self.targets.iter().flatten().find(|target| super::config::names(target, name));
             return match wanted {
-                Some(target) => Err(self.misfit(format!(
-                    "no tensors for {name}, though target_modules of {CONFIG_FILE} names {target}"
-                ))),
+                Some(target) => Err(self
+                    .misfit(format!("no tensors for {name}, though target_modules of {CONFIG_FILE} names {target}"))),
                 None => Ok(None),
             };
         };

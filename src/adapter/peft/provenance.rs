@@ -1,6 +1,7 @@
 //! `llamantino.json`: what an adapter was trained on and by what, which PEFT's files have no place for.
 
 use crate::error::{Error, Result};
+use crate::model::Method;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -17,7 +18,7 @@ pub struct Provenance {
     /// Hash of the base's weights.
     pub base_hash: String,
     /// How it was trained: `qlora` (the base was NF4) or `lora`.
-    pub method: String,
+    pub method: Method,
     /// Name or text of the chat template, if one was used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
@@ -27,12 +28,12 @@ pub struct Provenance {
 
 impl Provenance {
     /// Of an adapter made by this program on `base`.
-    pub fn new(base: &str, base_hash: impl Into<String>, method: impl Into<String>) -> Provenance {
+    pub fn new(base: &str, base_hash: impl Into<String>, method: Method) -> Provenance {
         Provenance {
             format: FORMAT,
             base: base.into(),
             base_hash: base_hash.into(),
-            method: method.into(),
+            method,
             template: None,
             created_by: concat!("llamantino ", env!("CARGO_PKG_VERSION")).into(),
         }

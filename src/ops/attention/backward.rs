@@ -6,9 +6,10 @@
 //! whatever the number of threads. dq of a block belongs to one piece.
 
 use super::parallel::{in_order, scratch};
-use super::product::{product, Left, Right, Size, Target, PADDING};
+use super::product::{product, Before, Left, Right, Size, Target, PADDING};
 use super::rows::{pack_transposed, Lanes, Rows, Shared};
-use super::softmax::{softmax_gradient, LaneGradient, Mask};
+use super::softmax::{softmax_gradient, LaneGradient};
+use super::visible::Limits;
 use super::{check_segments, gaps, AttentionShape, BLOCK};
 use crate::device::{cpu_path, CpuPath};
 use crate::ops::{Arena, Matrix};
@@ -136,9 +137,9 @@ struct Unit {
 }
 
 /// A step is cut into about this many pieces if its units alone are fewer: enough to keep 8 threads evenly busy.
-const PIECES: u64 = 24;
+const PIECES: u64 = 16;
 /// A piece has at least this many scores: with less, adding it up costs more than the balance gains.
-const SMALLEST: u64 = 16 * (BLOCK * BLOCK) as u64;
+const SMALLEST: u64 = 24 * (BLOCK * BLOCK) as u64;
 
 impl Unit {
     fn blocks(&self) -> usize {
@@ -263,7 +264,7 @@ struct QueryBlock {
     width: usize,
     /// Where each lane's values start in q, out, dout and dq.
     starts: [usize; BLOCK],
-    limits: [f32; BLOCK],
+    limits: Limits,
     lanes: LaneGradient,
 }
 
@@ -313,7 +314,7 @@ impl<'a> Piece<'a> {
         let mut block = QueryBlock {
             width: count.next_multiple_of(PADDING),
             starts: [0; BLOCK],
-            limits: [0.0; BLOCK],
+            limits: Limits::new(count, |lane| queries.start + lane + 1),
             lanes: LaneGradient { lse: [0.0; BLOCK], delta: [0.0; BLOCK], scale: shape.scale() },
             queries,
         };
@@ -321,7 +322,6 @@ impl<'a> Piece<'a> {
             let row = self.unit.segment.start + block.queries.start + lane;
             let start = row * shape.query_width() + head * head_dim;
             block.starts[lane] = start;
-            block.limits[lane] = (block.queries.start + lane + 1) as f32;
             block.lanes.lse[lane] = saved.lse[row * shape.heads + head];
             block.lanes.delta[lane] = dot(&saved.out[start..start + head_dim], &dout[start..start + head_dim]);
         }
@@ -336,38 +336,45 @@ impl<'a> Piece<'a> {
         block
     }
 
-    /// One tile of scores: `count` keys from `first` on.
+    /// The tile of `count` keys from `first` on: adds its part to dq of the block and to dk and dv of the piece.
     fn tile(&mut self, block: &QueryBlock, first: usize, count: usize) {
-        let (path, head_dim, padded, width) = (self.path, self.problem.shape.head_dim, self.padded, block.width);
+        let (path, head_dim, padded, lanes) =
+            (self.path, self.problem.shape.head_dim, self.padded, block.queries.len());
+        let tile = block.limits.tile(first, count);
+        let width = tile.width;
         let tiles = &mut self.tiles;
         let (scores, gradients) = (&mut tiles.scores[..count * width], &mut tiles.gradients[..count * width]);
-        let by_key = Size { rows: count, columns: width, depth: head_dim };
-        let right = Right { data: &tiles.queries_transposed, row: width };
-        let target = Target { data: scores, row: width, accumulate: false };
-        product(path, by_key, self.keys.left(first), right, target);
-        let right = Right { data: &tiles.dout_transposed, row: width };
-        let target = Target { data: gradients, row: width, accumulate: false };
-        product(path, by_key, self.values.left(first), right, target);
-
-        let masked = first + count > block.queries.start + 1;
-        let mask = masked.then_some(Mask { first_key: first, limits: &block.limits });
-        softmax_gradient(path, scores, gradients, width, mask, &block.lanes);
-
-        let accumulate = first < self.sums.rows;
-        let by_key = Size { rows: count, columns: padded, depth: block.queries.len() };
-        let rows = first * padded..(first + count) * padded;
-        let target = Target { data: &mut self.sums.dv[rows.clone()], row: padded, accumulate };
-        let right = Right { data: &tiles.dout, row: padded };
-        product(path, by_key, Left { data: scores, row: width, step: 1 }, right, target);
-        let target = Target { data: &mut self.sums.dk[rows], row: padded, accumulate };
-        let right = Right { data: &tiles.queries, row: padded };
-        product(path, by_key, Left { data: gradients, row: width, step: 1 }, right, target);
-
-        self.keys.pack(first, count, padded, &mut tiles.keys);
-        let by_query = Size { rows: block.queries.len(), columns: padded, depth: count };
-        let target = Target { data: &mut tiles.dq, row: padded, accumulate: first > 0 };
-        let right = Right { data: &tiles.keys, row: padded };
-        product(path, by_query, Left { data: gradients, row: 1, step: width }, right, target);
+        for (strip, lane) in tile.strips() {
+            let size = Size { rows: strip.len(), columns: width - lane, depth: head_dim };
+            let start = strip.start * width + lane;
+            let right = Right { data: &tiles.queries_transposed[lane..], row: width };
+            let target = Target { data: &mut scores[start..], row: width, before: Before::Drop };
+            product(path, size, self.keys.left(first + strip.start), right, target);
+            let right = Right { data: &tiles.dout_transposed[lane..], row: width };
+            let target = Target { data: &mut gradients[start..], row: width, before: Before::Drop };
+            product(path, size, self.values.left(first + strip.start), right, target);
+        }
+        softmax_gradient(path, tile, scores, gradients, &block.lanes);
+        let before = if first < self.sums.rows { Before::Keep } else { Before::Drop };
+        for (strip, lane) in tile.strips() {
+            let size = Size { rows: strip.len(), columns: padded, depth: lanes - lane };
+            let start = strip.start * width + lane;
+            let sums = (first + strip.start) * padded..(first + strip.end) * padded;
+            let right = Right { data: &tiles.dout[lane * padded..], row: padded };
+            let target = Target { data: &mut self.sums.dv[sums.clone()], row: padded, before };
+            product(path, size, Left { data: &scores[start..], row: width, step: 1 }, right, target);
+            let right = Right { data: &tiles.queries[lane * padded..], row: padded };
+            let target = Target { data: &mut self.sums.dk[sums], row: padded, before };
+            product(path, size, Left { data: &gradients[start..], row: width, step: 1 }, right, target);
+        }
+        let right = self.keys.right(first, count, &mut tiles.keys);
+        let before = if first > 0 { Before::Keep } else { Before::Drop };
+        for (lanes, count) in tile.columns(lanes) {
+            let size = Size { rows: lanes.len(), columns: padded, depth: count };
+            let left = Left { data: &gradients[lanes.start..], row: 1, step: width };
+            let target = Target { data: &mut tiles.dq[lanes.start * padded..], row: padded, before };
+            product(path, size, left, right, target);
+        }
     }
 }
 

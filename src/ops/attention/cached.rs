@@ -3,6 +3,7 @@
 use super::forward::BlockState;
 use super::parallel::in_order;
 use super::rows::{Lanes, Rows, Shared};
+use super::visible::Limits;
 use super::{AttentionShape, BLOCK};
 use crate::device::{cpu_path, CpuPath};
 
@@ -41,23 +42,21 @@ pub(super) fn cached_forward_on(path: CpuPath, shape: AttentionShape, q: &[f32],
     in_order(shape.kv_heads * blocks, |task| {
         let (kv_head, block) = (task % shape.kv_heads, blocks - 1 - task / shape.kv_heads);
         let range = block * BLOCK..lanes.min((block + 1) * BLOCK);
-        let mut starts = [0; BLOCK];
-        let mut limits = [0.0; BLOCK];
-        for lane in 0..BLOCK {
-            let place = (range.start + lane).min(range.end - 1);
-            let (row, head) = (place / shape.group(), kv_head * shape.group() + place % shape.group());
-            starts[lane] = row * shape.query_width() + head * shape.head_dim;
-            limits[lane] = (cache.past + row + 1) as f32;
-        }
+        let row_of = |lane: usize| (range.start + lane) / shape.group();
+        let starts: [usize; BLOCK] = std::array::from_fn(|lane| {
+            let head = kv_head * shape.group() + (range.start + lane) % shape.group();
+            row_of(lane) * shape.query_width() + head * shape.head_dim
+        });
         let starts = &starts[..range.len()];
+        let limits = Limits::new(starts.len(), |lane| cache.past + row_of(lane) + 1);
         let mut state = BlockState::new(shape.head_dim, starts.len());
         state.load_queries(path, Lanes { data: q, starts, head_dim: shape.head_dim }, shape.scale());
         let size = cache.capacity * shape.head_dim;
         let place = kv_head * size..(kv_head + 1) * size;
         let keys = Rows { data: &cache.keys[place.clone()], stride: shape.head_dim, head_dim: shape.head_dim };
         let values = Rows { data: &cache.values[place], ..keys };
-        let visible = cache.past + (range.end - 1) / shape.group() + 1;
-        state.attend(path, keys, values, 0..visible, &limits);
+        let visible = cache.past + row_of(starts.len() - 1) + 1;
+        state.attend(path, (keys, values), 0..visible, &limits);
         for (lane, &start) in starts.iter().enumerate() {
             // SAFETY: no other task has this head of this row.
             state.write(lane, unsafe { out.slice(start, shape.head_dim) });

@@ -1,9 +1,10 @@
 //! Forward: one task per (segment, query head, block of 64 queries).
 
 use super::parallel::{in_order, scratch};
-use super::product::{product, Left, Right, Size, Target, PADDING};
+use super::product::{product, Before, Left, Right, Size, Target, PADDING};
 use super::rows::{pack_transposed, Lanes, Rows, Shared};
-use super::softmax::{online_softmax, Mask, Running};
+use super::softmax::{online_softmax, Running};
+use super::visible::Limits;
 use super::{check_segments, gaps, AttentionShape, BLOCK};
 use crate::device::{cpu_path, CpuPath};
 use crate::ops::Matrix;
@@ -81,25 +82,21 @@ fn tasks(shape: AttentionShape, segments: &[Range<usize>]) -> Vec<Task> {
 fn run(path: CpuPath, shape: AttentionShape, inputs: Inputs, task: &Task, outputs: (&Shared, &Shared)) {
     let Task { segment, head, queries } = task;
     let (head_dim, lanes) = (shape.head_dim, queries.len());
-    let place = |lane: usize| (segment.start + queries.start + lane) * shape.query_width() + head * head_dim;
-    let mut starts = [0; BLOCK];
-    let mut limits = [0.0; BLOCK];
-    for lane in 0..BLOCK {
-        starts[lane] = place(lane);
-        // Lanes without a query see what the last query sees: zeros instead of NaN, and no masked tile on their account.
-        limits[lane] = (queries.start + lane.min(lanes - 1) + 1) as f32;
-    }
+    let first_row = segment.start + queries.start;
+    let starts: [usize; BLOCK] = std::array::from_fn(|lane| (first_row + lane) * shape.query_width() + head * head_dim);
+    let starts = &starts[..lanes];
+    let limits = Limits::new(lanes, |lane| queries.start + lane + 1);
     let mut state = BlockState::new(head_dim, lanes);
-    state.load_queries(path, Lanes { data: inputs.q, starts: &starts[..lanes], head_dim }, shape.scale());
+    state.load_queries(path, Lanes { data: inputs.q, starts, head_dim }, shape.scale());
     let offset = segment.start * shape.kv_width() + head / shape.group() * head_dim;
     let view = |data| Rows { data, stride: shape.kv_width(), head_dim };
-    let (keys, values) = (view(&inputs.k[offset..]), view(&inputs.v[offset..]));
-    state.attend(path, keys, values, 0..queries.end, &limits);
-    for (lane, &start) in starts[..lanes].iter().enumerate() {
+    let keys_values = (view(&inputs.k[offset..]), view(&inputs.v[offset..]));
+    state.attend(path, keys_values, 0..queries.end, &limits);
+    for (lane, &start) in starts.iter().enumerate() {
         // SAFETY: no other task has this head of this row.
         let (out, lse) = unsafe {
-            let row = segment.start + queries.start + lane;
-            (outputs.0.slice(start, head_dim), outputs.1.slice(row * shape.heads + head, 1))
+            let place = (first_row + lane) * shape.heads + head;
+            (outputs.0.slice(start, head_dim), outputs.1.slice(place, 1))
         };
         state.write(lane, out);
         lse[0] = state.lse(lane);
@@ -147,45 +144,32 @@ impl BlockState {
         pack_transposed(path, queries, scale, self.width, &mut self.queries);
     }
 
-    /// Goes over a range of keys; lane m sees those below `limits[m]`, at least the first one.
-    pub fn attend(
-        &mut self,
-        path: CpuPath,
-        keys: Rows<'_>,
-        values: Rows<'_>,
-        range: Range<usize>,
-        limits: &[f32; BLOCK],
-    ) {
-        let narrowest = limits[..self.lanes].iter().fold(f32::INFINITY, |a, &b| a.min(b));
+    /// Goes over a range of keys, of which each lane sees those below its limit.
+    pub fn attend(&mut self, path: CpuPath, (keys, values): (Rows, Rows), range: Range<usize>, limits: &Limits) {
+        let (width, padded) = (self.width, self.padded);
         for first in range.clone().step_by(BLOCK) {
-            let count = BLOCK.min(range.end - first);
-            let scores = &mut self.scores[..count * self.width];
-            product(
-                path,
-                Size { rows: count, columns: self.width, depth: self.head_dim },
-                keys.left(first),
-                Right { data: &self.queries, row: self.width },
-                Target { data: scores, row: self.width, accumulate: false },
-            );
-            let masked = (first + count) as f32 > narrowest;
-            let mask = masked.then_some(Mask { first_key: first, limits });
-            online_softmax(path, scores, self.width, mask, &mut self.running);
-            values.pack(first, count, self.padded, &mut self.values);
-            self.decay_outputs();
-            product(
-                path,
-                Size { rows: self.lanes, columns: self.padded, depth: count },
-                Left { data: &self.scores, row: 1, step: self.width },
-                Right { data: &self.values, row: self.padded },
-                Target { data: &mut self.outputs, row: self.padded, accumulate: true },
-            );
-        }
-    }
-
-    fn decay_outputs(&mut self) {
-        for (row, &decay) in self.outputs.chunks_exact_mut(self.padded).zip(&self.running.decay) {
-            if decay != 1.0 {
-                row.iter_mut().for_each(|value| *value *= decay);
+            let tile = limits.tile(first, BLOCK.min(range.end - first));
+            let scores = &mut self.scores[..tile.count * width];
+            for (strip, lane) in tile.strips() {
+                let size = Size { rows: strip.len(), columns: width - lane, depth: self.head_dim };
+                let right = Right { data: &self.queries[lane..], row: width };
+                let data = &mut scores[strip.start * width + lane..];
+                product(
+                    path,
+                    size,
+                    keys.left(first + strip.start),
+                    right,
+                    Target { data, row: width, before: Before::Drop },
+                );
+            }
+            online_softmax(path, tile, scores, &mut self.running);
+            let right = values.right(first, tile.count, &mut self.values);
+            for (lanes, count) in tile.columns(self.lanes) {
+                let size = Size { rows: lanes.len(), columns: padded, depth: count };
+                let left = Left { data: &scores[lanes.start..], row: 1, step: width };
+                let before = Before::Scale(&self.running.decay[lanes.start..]);
+                let data = &mut self.outputs[lanes.start * padded..];
+                product(path, size, left, right, Target { data, row: padded, before });
             }
         }
     }

@@ -26,6 +26,7 @@ mod product;
 mod rows;
 pub(crate) mod simd;
 mod softmax;
+mod visible;
 
 #[cfg(test)]
 mod reference;

@@ -25,11 +25,20 @@ pub(super) struct Right<'a> {
     pub row: usize,
 }
 
-/// Result: row m starts at `data[m * row]`; overwritten unless `accumulate`.
+/// Result: row m starts at `data[m * row]`.
 pub(super) struct Target<'a> {
     pub data: &'a mut [f32],
     pub row: usize,
-    pub accumulate: bool,
+    pub before: Before<'a>,
+}
+
+/// What becomes of the values that the result had before.
+#[derive(Clone, Copy)]
+pub(super) enum Before<'a> {
+    Drop,
+    Keep,
+    /// Row m is multiplied by the m-th value.
+    Scale(&'a [f32]),
 }
 
 /// M, N, K.
@@ -50,6 +59,7 @@ pub(super) fn product(path: CpuPath, size: Size, a: Left<'_>, b: Right<'_>, c: T
     assert!((rows - 1) * a.row + (depth - 1) * a.step < a.data.len());
     assert!((depth - 1) * b.row + columns <= b.data.len());
     assert!((rows - 1) * c.row + columns <= c.data.len());
+    assert!(!matches!(c.before, Before::Scale(factors) if factors.len() < rows));
     dispatch(path, Product { size, a, b, c });
 }
 
@@ -62,7 +72,7 @@ struct Product<'a> {
 
 /// The pointers of one register tile.
 #[derive(Clone, Copy)]
-struct Corner {
+struct Corner<'a> {
     a: *const f32,
     a_row: usize,
     a_step: usize,
@@ -71,7 +81,9 @@ struct Corner {
     c: *mut f32,
     c_row: usize,
     depth: usize,
-    accumulate: bool,
+    before: Before<'a>,
+    /// The tile's first row within the result.
+    first_row: usize,
 }
 
 impl Kernel for Product<'_> {
@@ -100,7 +112,8 @@ impl Kernel for Product<'_> {
                         c: c.data.as_mut_ptr().add(row * c.row + column),
                         c_row: c.row,
                         depth: size.depth,
-                        accumulate: c.accumulate,
+                        before: c.before,
+                        first_row: row,
                     };
                     match width {
                         1 => tile_of_width::<V, 1>(corner, height),
@@ -119,7 +132,7 @@ impl Kernel for Product<'_> {
 /// # Safety
 /// The tile lies inside the operands; the CPU has `V`.
 #[inline(always)]
-unsafe fn tile_of_width<V: Vector, const WIDTH: usize>(corner: Corner, height: usize) {
+unsafe fn tile_of_width<V: Vector, const WIDTH: usize>(corner: Corner<'_>, height: usize) {
     if WIDTH > V::TILE_COLUMNS {
         return; // Never reached; keeps tiles that a path does not use out of the binary.
     }
@@ -139,19 +152,25 @@ unsafe fn tile_of_width<V: Vector, const WIDTH: usize>(corner: Corner, height: u
 /// # Safety
 /// The tile lies inside the operands; the CPU has `V`.
 #[inline(always)]
-unsafe fn tile<V: Vector, const HEIGHT: usize, const WIDTH: usize>(corner: Corner) {
+unsafe fn tile<V: Vector, const HEIGHT: usize, const WIDTH: usize>(corner: Corner<'_>) {
     if HEIGHT > V::TILE_ROWS {
         return; // As above.
     }
-    let Corner { a, a_row, a_step, b, b_row, c, c_row, depth, accumulate } = corner;
+    let Corner { a, a_row, a_step, b, b_row, c, c_row, depth, before, first_row } = corner;
     // SAFETY: the caller's contract covers every address below.
     unsafe {
         let mut sums = [[V::splat(0.0); WIDTH]; HEIGHT];
-        if accumulate {
+        if !matches!(before, Before::Drop) {
             for (m, sums) in sums.iter_mut().enumerate() {
                 for (v, sum) in sums.iter_mut().enumerate() {
                     *sum = V::load(c.add(m * c_row + v * V::LANES));
                 }
+            }
+        }
+        if let Before::Scale(factors) = before {
+            for (m, sums) in sums.iter_mut().enumerate() {
+                let factor = V::splat(*factors.get_unchecked(first_row + m));
+                sums.iter_mut().for_each(|sum| *sum = sum.mul(factor));
             }
         }
         for k in 0..depth {

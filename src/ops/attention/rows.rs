@@ -1,6 +1,6 @@
 //! Rows of one head as a strided view, and their copies into padded tiles.
 
-use super::product::{Left, PADDING};
+use super::product::{Left, Right, PADDING};
 use super::simd::{dispatch, Kernel, Vector};
 use crate::device::CpuPath;
 use std::marker::PhantomData;
@@ -21,6 +21,19 @@ impl<'a> Rows<'a> {
     /// Rows from `first` on as the left operand of a product over the head's values.
     pub fn left(&self, first: usize) -> Left<'a> {
         Left { data: &self.data[first * self.stride..], row: self.stride, step: 1 }
+    }
+
+    /// Rows from `first` on as the right operand of a product; copied into `tile` if they do not fill whole registers.
+    pub fn right<'b>(&self, first: usize, rows: usize, tile: &'b mut [f32]) -> Right<'b>
+    where
+        'a: 'b,
+    {
+        if self.head_dim.is_multiple_of(PADDING) {
+            return Right { data: &self.data[first * self.stride..], row: self.stride };
+        }
+        let width = self.head_dim.next_multiple_of(PADDING);
+        self.pack(first, rows, width, tile);
+        Right { data: tile, row: width }
     }
 
     /// Copies rows into a tile whose rows are `width` long; what lies beyond `head_dim` becomes zero.
@@ -70,8 +83,15 @@ impl Kernel for PackTransposed<'_> {
             unsafe {
                 for d in (0..whole).step_by(V::LANES) {
                     let mut block = [V::splat(0.0); 16];
-                    for (row, start) in block.iter_mut().zip(starts) {
-                        *row = V::load(data.as_ptr().add(start + d)).mul(V::splat(scale));
+                    if starts.len() == V::LANES {
+                        // A loop of constant length keeps the block in registers.
+                        for (i, row) in block[..V::LANES].iter_mut().enumerate() {
+                            *row = V::load(data.as_ptr().add(starts[i] + d)).mul(V::splat(scale));
+                        }
+                    } else {
+                        for (row, start) in block.iter_mut().zip(starts) {
+                            *row = V::load(data.as_ptr().add(start + d)).mul(V::splat(scale));
+                        }
                     }
                     V::transpose(&mut block);
                     for (i, row) in block[..V::LANES].iter().enumerate() {

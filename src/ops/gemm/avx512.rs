@@ -1,6 +1,6 @@
 //! AVX-512 kernels: 24 accumulators (8x48, 12x32), transposition of 16x16 words.
 
-use super::kernel::{tile, tile_row, Kernels, Lanes, Tile};
+use super::kernel::{dot, dot_row, tile, tile_row, Dot, Kernels, Lanes, Tile, MOST_ROWS};
 use std::arch::x86_64::*;
 
 #[derive(Clone, Copy)]
@@ -48,6 +48,18 @@ impl Lanes for Avx512 {
             _mm512_mask_storeu_ps(to, mask, value);
         }
     }
+
+    #[inline(always)]
+    unsafe fn add(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: AVX-512 F by contract.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn total(vector: __m512) -> f32 {
+        // SAFETY: AVX-512 F by contract.
+        unsafe { _mm512_reduce_add_ps(vector) }
+    }
 }
 
 /// The mask of the first `count` of 16 lanes.
@@ -66,6 +78,14 @@ pub(super) fn first_lanes(count: usize) -> u16 {
 unsafe fn tile_f32<const R: usize, const V: usize>(args: &Tile) {
     // SAFETY: passed on.
     unsafe { tile::<Avx512, R, V>(args) }
+}
+
+/// # Safety
+/// As [`super::kernel::DotFn`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+unsafe fn dot_f32<const T: usize>(args: &Dot, sums: &mut [f32; MOST_ROWS]) {
+    // SAFETY: passed on.
+    unsafe { dot::<Avx512, T>(args, sums) }
 }
 
 /// Transposes 16 registers of 16 words.
@@ -130,6 +150,7 @@ pub(super) static F32: Kernels = Kernels {
         tile_row!(tile_f32, 2, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]),
         tile_row!(tile_f32, 3, [1, 2, 3, 4, 5, 6, 7, 8]),
     ],
+    dots: dot_row!(dot_f32),
     pairs: None,
     transpose,
 };

@@ -4,12 +4,12 @@
 //! rounding; `vcvtne2ps2bf16` rounds to nearest even and flushes subnormal inputs.
 
 use super::avx512::{first_lanes, transpose, Avx512};
-use super::kernel::{tile, tile_row, Kernels, Lanes, PairFns, Tile};
+use super::kernel::{dot, dot_row, tile, tile_row, Dot, Kernels, Lanes, PairFns, Tile, MOST_ROWS};
 use std::arch::x86_64::*;
 
 /// Words are pairs of bf16; sums are f32.
 #[derive(Clone, Copy)]
-struct Pairs;
+pub(super) struct Pairs;
 
 impl Lanes for Pairs {
     type Vector = __m512;
@@ -50,6 +50,18 @@ impl Lanes for Pairs {
         // SAFETY: passed on.
         unsafe { Avx512::put(to, count, sum, alpha, accumulate) }
     }
+
+    #[inline(always)]
+    unsafe fn add(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: passed on.
+        unsafe { Avx512::add(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn total(vector: __m512) -> f32 {
+        // SAFETY: passed on.
+        unsafe { Avx512::total(vector) }
+    }
 }
 
 /// # Safety
@@ -58,6 +70,14 @@ impl Lanes for Pairs {
 unsafe fn tile_pairs<const R: usize, const V: usize>(args: &Tile) {
     // SAFETY: passed on.
     unsafe { tile::<Pairs, R, V>(args) }
+}
+
+/// # Safety
+/// As [`super::kernel::DotFn`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+unsafe fn dot_pairs<const T: usize>(args: &Dot, sums: &mut [f32; MOST_ROWS]) {
+    // SAFETY: passed on.
+    unsafe { dot::<Pairs, T>(args, sums) }
 }
 
 /// Two registers of f32 to 32 bf16: `low` in words 0 to 15, `high` in 16 to 31.
@@ -127,6 +147,7 @@ pub(super) static BF16: Kernels = Kernels {
         tile_row!(tile_pairs, 2, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]),
         tile_row!(tile_pairs, 3, [1, 2, 3, 4, 5, 6, 7, 8]),
     ],
+    dots: dot_row!(dot_pairs),
     pairs: Some(PairFns { neighbours: pair_neighbours, rows: pair_rows }),
     transpose,
 };

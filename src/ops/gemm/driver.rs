@@ -113,29 +113,21 @@ impl Shared<'_> {
     /// All tiles of one panel.
     fn tiles(&self, panel: &[f32], columns: Range<usize>, depth: Range<usize>, rows: Range<usize>) {
         let per_word = self.kernels.per_word();
-        let vectors = columns.len().div_ceil(self.kernels.width);
-        let kernels = self.kernels.tiles[vectors - 1];
-        let tiles = Cuts::into(rows.len(), 1, rows.len().div_ceil(kernels.len()));
-        for tile in 0..tiles.count {
-            let piece = tiles.get(tile);
-            let first = rows.start + piece.start;
-            // SAFETY: the rows exist in A and C, the columns in C, and the panel was packed for this depth; no other
-            // job has these rows and columns. The kernel is one of this machine's path.
-            unsafe {
-                kernels[piece.len() - 1](&Tile {
-                    depth: depth.len().div_ceil(per_word),
-                    a: self.rows.start.add(first * self.rows.stride + depth.start / per_word),
-                    a_row: self.rows.stride,
-                    a_depth: 1,
-                    b: panel.as_ptr(),
-                    b_depth: vectors * self.kernels.width,
-                    c: self.target.get().add(first * self.target_stride + columns.start),
-                    c_row: self.target_stride,
-                    last: columns.len() - (vectors - 1) * self.kernels.width,
-                    alpha: self.store.alpha,
-                    accumulate: self.store.accumulate || depth.start > 0,
-                });
-            }
-        }
+        let tile = Tile {
+            depth: depth.len().div_ceil(per_word),
+            a: self.rows.start.wrapping_add(rows.start * self.rows.stride + depth.start / per_word),
+            a_row: self.rows.stride,
+            a_depth: 1,
+            b: panel.as_ptr(),
+            b_depth: columns.len().next_multiple_of(self.kernels.width),
+            c: self.target.get().wrapping_add(rows.start * self.target_stride + columns.start),
+            c_row: self.target_stride,
+            last: 0,
+            alpha: self.store.alpha,
+            accumulate: self.store.accumulate || depth.start > 0,
+        };
+        // SAFETY: the rows exist in A and C, the columns in C, and the panel was packed for this depth; no other job
+        // has these rows and columns. The kernels are of this machine's path.
+        unsafe { self.kernels.run(tile, rows.len(), columns.len()) };
     }
 }

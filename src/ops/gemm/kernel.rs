@@ -39,6 +39,16 @@ pub(super) trait Lanes: Copy {
     /// # Safety
     /// `count ≤ WIDTH` words are readable and writable.
     unsafe fn put(to: *mut f32, count: usize, sum: Self::Vector, alpha: f32, accumulate: bool);
+    /// Sum of two sums.
+    ///
+    /// # Safety
+    /// As [`Lanes::zero`].
+    unsafe fn add(a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// Sum of the f32 lanes, in an order of its own.
+    ///
+    /// # Safety
+    /// As [`Lanes::zero`].
+    unsafe fn total(vector: Self::Vector) -> f32;
 }
 
 /// Arguments of a micro-kernel. Strides are in words.
@@ -83,19 +93,27 @@ pub(super) unsafe fn tile<L: Lanes, const R: usize, const V: usize>(args: &Tile)
     // SAFETY: the caller vouches for R rows, V vectors and `depth` steps behind the pointers.
     unsafe {
         let mut sums = [[L::zero(); V]; R];
-        let (mut a, mut b) = (args.a, args.b);
+        let mut b = args.b;
+        // Rows are reached from every third one: base, base + row and base + 2 row are addressing modes. The black box
+        // keeps the compiler from deriving the bases from one another, one addition after the other at each depth.
+        let mut bases = [args.a; 4];
+        for (i, base) in bases.iter_mut().enumerate().take(R.div_ceil(3)) {
+            *base = std::hint::black_box(args.a.wrapping_add(3 * i * args.a_row));
+        }
         for _ in 0..args.depth {
             let mut panel = [L::zero(); V];
             for (v, vector) in panel.iter_mut().enumerate() {
                 *vector = L::load(b.add(v * L::WIDTH));
             }
             for (r, row) in sums.iter_mut().enumerate() {
-                let factor = L::splat(a.add(r * args.a_row));
+                let factor = L::splat(bases[r / 3].add(r % 3 * args.a_row));
                 for (sum, &vector) in row.iter_mut().zip(&panel) {
                     *sum = L::multiply_add(factor, vector, *sum);
                 }
             }
-            a = a.add(args.a_depth);
+            for base in bases.iter_mut().take(R.div_ceil(3)) {
+                *base = base.wrapping_add(args.a_depth);
+            }
             b = b.add(args.b_depth);
         }
         for (r, row) in sums.iter().enumerate() {
@@ -113,6 +131,71 @@ pub(super) unsafe fn tile<L: Lanes, const R: usize, const V: usize>(args: &Tile)
 /// Each of the rows (at most 16) has `words` readable words, `to` is writable, and the instruction set is available.
 pub(super) type TransposeFn = unsafe fn(rows: &[*const f32], words: usize, to: *mut f32, stride: usize);
 
+/// Arguments of a dot product of one row of words with a few others.
+#[derive(Clone, Copy)]
+pub(super) struct Dot {
+    /// The one row.
+    pub a: *const f32,
+    /// First of the others, readable up to the next whole vector.
+    pub b: *const f32,
+    /// From one of the others to the next.
+    pub b_row: usize,
+    /// Words in a row.
+    pub words: usize,
+}
+
+/// Most rows that [`DotFn`] takes.
+pub(super) const MOST_ROWS: usize = 8;
+
+/// A dot product with a fixed number of rows, added to the sums.
+///
+/// # Safety
+/// The pointers of the dot product are good for its rows, and the instruction set is available.
+pub(super) type DotFn = unsafe fn(&Dot, &mut [f32; MOST_ROWS]);
+
+/// The body of every [`DotFn`]; the caller is a `#[target_feature]` function.
+///
+/// # Safety
+/// As [`DotFn`].
+#[inline(always)]
+pub(super) unsafe fn dot<L: Lanes, const T: usize>(args: &Dot, sums: &mut [f32; MOST_ROWS]) {
+    // With few rows, more chains hide the latency of the multiply-add.
+    let chains = match T {
+        1 => 4,
+        2 => 2,
+        _ => 1,
+    };
+    // SAFETY: the caller vouches for `words` behind `a` and for whole vectors behind `b`; a partial vector of `a` is
+    // copied out first.
+    unsafe {
+        let mut parts = [[L::zero(); 4]; T];
+        let mut at = 0;
+        while at + chains * L::WIDTH <= args.words {
+            for chain in 0..chains {
+                let a = L::load(args.a.add(at + chain * L::WIDTH));
+                for (t, parts) in parts.iter_mut().enumerate() {
+                    let b = L::load(args.b.add(t * args.b_row + at + chain * L::WIDTH));
+                    parts[chain] = L::multiply_add(a, b, parts[chain]);
+                }
+            }
+            at += chains * L::WIDTH;
+        }
+        while at < args.words {
+            let mut rest = [0.0f32; 16];
+            let count = (args.words - at).min(L::WIDTH);
+            std::ptr::copy_nonoverlapping(args.a.add(at), rest.as_mut_ptr(), count);
+            let a = L::load(rest.as_ptr());
+            for (t, parts) in parts.iter_mut().enumerate() {
+                parts[0] = L::multiply_add(a, L::load(args.b.add(t * args.b_row + at)), parts[0]);
+            }
+            at += count;
+        }
+        for (sum, parts) in sums.iter_mut().zip(parts) {
+            *sum += L::total(L::add(L::add(parts[0], parts[1]), L::add(parts[2], parts[3])));
+        }
+    }
+}
+
 /// f32 values to words of two bf16, nearest even. The functions are unsafe because they need their instruction set.
 pub(super) struct PairFns {
     /// Neighbours of one row: `to[i] = (from[2i], from[2i+1])`, with zero after an odd end.
@@ -127,6 +210,8 @@ pub(super) struct Kernels {
     pub width: usize,
     /// Kernels by vectors - 1, then by rows - 1.
     pub tiles: &'static [&'static [TileFn]],
+    /// Dot products by rows - 1.
+    pub dots: [DotFn; MOST_ROWS],
     /// Words are pairs of bf16 instead of one f32; how to make them.
     pub pairs: Option<PairFns>,
     /// Transposition of up to 16 rows.
@@ -142,6 +227,10 @@ impl Kernels {
             (CpuPath::Avx512Bf16, Compute::Bf16) => &super::avx512bf16::BF16,
             #[cfg(target_arch = "x86_64")]
             (CpuPath::Avx512 | CpuPath::Avx512Bf16, _) => &super::avx512::F32,
+            #[cfg(target_arch = "x86_64")]
+            (CpuPath::Avx2, _) => &super::avx2::F32,
+            #[cfg(target_arch = "aarch64")]
+            (CpuPath::Neon, _) => &super::neon::F32,
             _ => &super::portable::F32,
         }
     }
@@ -152,6 +241,29 @@ impl Kernels {
             2
         } else {
             1
+        }
+    }
+
+    /// Runs a micro-kernel over all of `rows` rows and the `columns` columns of one panel; `tile` describes the first
+    /// rows, `tile.last` is set here.
+    ///
+    /// # Safety
+    /// The pointers of the tile are good for all rows, and B for whole vectors; the instruction set is available.
+    pub unsafe fn run(&self, mut tile: Tile, rows: usize, columns: usize) {
+        let vectors = columns.div_ceil(self.width);
+        let kernels = self.tiles[vectors - 1];
+        tile.last = columns - (vectors - 1) * self.width;
+        let mut left = rows;
+        for tiles in (1..=rows.div_ceil(kernels.len())).rev() {
+            // Tiles of almost the same height: a short last one would run at a fraction of the speed.
+            let height = left.div_ceil(tiles);
+            // SAFETY: passed on; `height` rows are left.
+            unsafe {
+                kernels[height - 1](&tile);
+                tile.a = tile.a.wrapping_add(height * tile.a_row);
+                tile.c = tile.c.wrapping_add(height * tile.c_row);
+            }
+            left -= height;
         }
     }
 
@@ -168,6 +280,14 @@ macro_rules! tile_row {
     };
 }
 pub(super) use tile_row;
+
+/// The functions `$dot::<T>` for every number of rows.
+macro_rules! dot_row {
+    ($dot:ident) => {
+        [$dot::<1>, $dot::<2>, $dot::<3>, $dot::<4>, $dot::<5>, $dot::<6>, $dot::<7>, $dot::<8>]
+    };
+}
+pub(super) use dot_row;
 
 /// Compiles one body for every instruction set and picks by path: the body is plain Rust that the compiler vectorises.
 macro_rules! for_each_path {

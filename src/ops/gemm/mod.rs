@@ -9,11 +9,18 @@
 //! Results do not depend on the number of threads: work is split over output tiles, never over the reduction.
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512bf16;
 mod driver;
+mod gemv;
+#[cfg(target_arch = "x86_64")]
+mod gemv_nf4;
 mod kernel;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod operand;
 mod pack_dense;
 mod pack_nf4;
@@ -26,6 +33,7 @@ mod portable;
 #[cfg(test)]
 mod reference;
 mod scratch;
+pub(crate) mod small;
 #[cfg(test)]
 mod tests;
 
@@ -166,8 +174,11 @@ pub(crate) fn matmul_nt_on(path: CpuPath, x: MatRef<'_>, w: WeightRef<'_>, y: Ma
     assert!(x.cols == w.cols() && y.rows == x.rows && y.cols == w.rows());
     check(x, &y);
     w.check();
-    let left = Left { matrix: x, transposed: false, compute: store.compute, path };
     let source = Source { weight: w, transposed: true, compute: store.compute, path };
+    if x.rows <= kernel::MOST_ROWS {
+        return gemv::run(x, source, y, store);
+    }
+    let left = Left { matrix: x, transposed: false, compute: store.compute, path };
     driver::run(Product { left, source, target: y, store });
 }
 

@@ -138,7 +138,7 @@ impl<'a> Source<'a> {
 
     /// B = wᵀ: each row of the weight becomes a column of the panel.
     fn pack_rows_as_columns(&self, kernels: &Kernels, panel: Panel<'_>) {
-        let direct = matches!(self.weight, WeightRef::F32(_)) && self.compute == Compute::F32;
+        let mut spare = [0.0; STRIP_DEPTH + STRIP_MARGIN];
         let mut start = panel.depth.start;
         while start < panel.depth.end {
             let end = panel.depth.end.min(start + STRIP_DEPTH);
@@ -149,11 +149,7 @@ impl<'a> Source<'a> {
                 let mut pointers = [std::ptr::null(); 16];
                 let strips = panel.strips.chunks_exact_mut(STRIP_DEPTH + STRIP_MARGIN);
                 for ((row, strip), pointer) in (first..first + count).zip(strips).zip(&mut pointers) {
-                    *pointer = if direct {
-                        self.row(row, start..end, strip).as_ptr()
-                    } else {
-                        self.row_words(kernels, row, start..end, strip)
-                    };
+                    *pointer = self.row_words(kernels, row, start..end, strip, &mut spare);
                 }
                 let at = first_word * panel.stride + first - panel.columns.start;
                 let to = &mut panel.to[at..];
@@ -165,19 +161,33 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// A row piece as words of the operand format, in `strip`.
-    fn row_words(&self, kernels: &Kernels, row: usize, columns: Range<usize>, strip: &mut [f32]) -> *const f32 {
-        let mut values = [0.0; STRIP_DEPTH + STRIP_MARGIN];
-        let values = self.row(row, columns, &mut values);
+    /// A row piece as words of the operand format: in the weight itself or in `strip`, by way of `spare`.
+    pub fn row_words(
+        &self,
+        kernels: &Kernels,
+        row: usize,
+        columns: Range<usize>,
+        strip: &mut [f32],
+        spare: &mut [f32],
+    ) -> *const f32 {
+        if self.compute == Compute::F32 {
+            return self.row(row, columns, strip).as_ptr();
+        }
+        let values = self.row(row, columns, spare);
+        self.convert(kernels, values, strip);
+        strip.as_ptr()
+    }
+
+    /// f32 values to words of the operand format.
+    pub fn convert(&self, kernels: &Kernels, from: &[f32], to: &mut [f32]) {
         if let Some(pairs) = &kernels.pairs {
             // SAFETY: the kernels are of this machine's path.
-            unsafe { (pairs.neighbours)(values, strip) };
+            unsafe { (pairs.neighbours)(from, to) };
         } else if self.compute == Compute::Bf16 {
-            round_bf16(self.path, values, strip);
+            round_bf16(self.path, from, to);
         } else {
-            strip[..values.len()].copy_from_slice(values);
+            to[..from.len()].copy_from_slice(from);
         }
-        strip.as_ptr()
     }
 
     /// B = w: each row of the weight (each two rows, for pairs) becomes one depth of the panel.

@@ -5,7 +5,9 @@
 
 use super::kernel::Kernels;
 use super::pack_dense::{Panel, Source};
-use crate::device::{Compute, CpuPath};
+#[cfg(target_arch = "x86_64")]
+use crate::device::Compute;
+use crate::device::CpuPath;
 use crate::quant::nf4::NF4_CODE;
 use crate::quant::{Nf4Matrix, Scales, SourceDtype};
 
@@ -26,6 +28,35 @@ impl<'a> ScaleReader<'a> {
                 ScaleReader::Double { codes, nested: nested_absmax, map, offset: *offset, shift }
             }
             Scales::Double { .. } => ScaleReader::Other(matrix),
+        }
+    }
+
+    /// `to[i]` = the scale at flat index `start + i · step`, where `start` and `block` are multiples of `step`.
+    pub fn fill(&self, start: usize, step: usize, block: usize, to: &mut [f32]) {
+        let first = start / block;
+        match self {
+            ScaleReader::Plain(values) if step == block => to.copy_from_slice(&values[first..first + to.len()]),
+            ScaleReader::Double { codes, nested, map, offset, shift } if step == block => {
+                let mut at = first;
+                let mut rest = to;
+                while !rest.is_empty() {
+                    // One nested block after the other.
+                    let end = ((at >> shift) + 1) << shift;
+                    let (head, tail) = rest.split_at_mut(rest.len().min(end - at));
+                    let factor = nested[at >> shift];
+                    for (to, &code) in head.iter_mut().zip(&codes[at..]) {
+                        *to = map[usize::from(code)] * factor + offset;
+                    }
+                    at = end;
+                    rest = tail;
+                }
+            }
+            _ => {
+                let shift = block.trailing_zeros();
+                for (i, to) in to.iter_mut().enumerate() {
+                    *to = self.get((start + i * step) >> shift);
+                }
+            }
         }
     }
 
@@ -62,6 +93,9 @@ pub(super) fn dequantise(path: CpuPath, matrix: &Nf4Matrix, start: usize, count:
         CpuPath::Avx512 | CpuPath::Avx512Bf16 => unsafe {
             super::pack_nf4_avx512::dequantise_groups(matrix, groups, to);
         },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        CpuPath::Avx2 => unsafe { super::avx2::dequantise_groups(matrix, groups, to) },
         _ => dequantise_groups(matrix, groups, to),
     }
     start % 16
@@ -77,13 +111,25 @@ fn dequantise_groups(matrix: &Nf4Matrix, groups: std::ops::Range<usize>, to: &mu
             block = (group * 16) >> shift;
             values = table(scales.get(block), matrix.dtype);
         }
-        // The last group of a matrix may be short of bytes.
-        let bytes = &matrix.codes[group * 8..matrix.codes.len().min(group * 8 + 8)];
-        for (to, &byte) in to.chunks_exact_mut(2).zip(bytes) {
+        for (to, byte) in to.chunks_exact_mut(2).zip(group_bytes(matrix, group)) {
             to[0] = values[usize::from(byte >> 4)];
             to[1] = values[usize::from(byte & 15)];
         }
     }
+}
+
+/// The eight bytes of a group; the last group of a matrix may be short of some.
+#[inline(always)]
+pub(super) fn group_bytes(matrix: &Nf4Matrix, group: usize) -> [u8; 8] {
+    let mut bytes = [0u8; 8];
+    match matrix.codes.get(group * 8..group * 8 + 8) {
+        Some(whole) => bytes.copy_from_slice(whole),
+        None => {
+            let rest = &matrix.codes[group * 8..];
+            bytes[..rest.len()].copy_from_slice(rest);
+        }
+    }
+    bytes
 }
 
 /// Packs with the vector packers if they know this shape; false if they do not.

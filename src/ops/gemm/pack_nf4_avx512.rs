@@ -52,7 +52,7 @@ pub(super) fn codebook() -> __m512 {
 /// The 16 values of a block.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn table(scale: f32, dtype: SourceDtype) -> __m512 {
+pub(super) fn table(scale: f32, dtype: SourceDtype) -> __m512 {
     rounded(_mm512_mul_ps(codebook(), _mm512_set1_ps(scale)), dtype)
 }
 
@@ -88,15 +88,7 @@ pub(super) unsafe fn dequantise_groups(matrix: &Nf4Matrix, groups: Range<usize>,
             block = (group * 16) >> shift;
             values = table(scales.get(block), matrix.dtype);
         }
-        let mut bytes = [0u8; 8];
-        match matrix.codes.get(group * 8..group * 8 + 8) {
-            Some(whole) => bytes.copy_from_slice(whole),
-            // The last group of a matrix may be short of bytes.
-            None => {
-                let rest = &matrix.codes[group * 8..];
-                bytes[..rest.len()].copy_from_slice(rest);
-            }
-        }
+        let bytes = super::pack_nf4::group_bytes(matrix, group);
         let words = _mm512_castsi128_si512(_mm_cvtsi64_si128(i64::from_le_bytes(bytes)));
         let codes = _mm512_srlv_epi32(_mm512_permutexvar_epi32(lanes, words), shifts);
         // SAFETY: `to` is a chunk of 16.

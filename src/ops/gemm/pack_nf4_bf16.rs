@@ -10,7 +10,7 @@ use crate::quant::SourceDtype;
 use std::arch::x86_64::*;
 
 /// The dtype to round to before bf16.
-fn before_bf16(dtype: SourceDtype) -> SourceDtype {
+pub(super) fn before_bf16(dtype: SourceDtype) -> SourceDtype {
     match dtype {
         SourceDtype::F16 => SourceDtype::F16,
         SourceDtype::F32 | SourceDtype::Bf16 => SourceDtype::F32,

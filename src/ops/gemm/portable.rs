@@ -2,7 +2,7 @@
 //!
 //! Products and sums are rounded apart: a fused multiply-add would be a library call on machines without one.
 
-use super::kernel::{tile, tile_row, Kernels, Lanes, Tile};
+use super::kernel::{dot, dot_row, tile, tile_row, Dot, Kernels, Lanes, Tile, MOST_ROWS};
 
 #[derive(Clone, Copy)]
 struct Portable;
@@ -41,6 +41,23 @@ impl Lanes for Portable {
             *target = if accumulate { *target + alpha * value } else { alpha * value };
         }
     }
+
+    #[inline(always)]
+    unsafe fn add(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        [a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3]]
+    }
+
+    #[inline(always)]
+    unsafe fn total(vector: [f32; 4]) -> f32 {
+        (vector[0] + vector[2]) + (vector[1] + vector[3])
+    }
+}
+
+/// # Safety
+/// As [`super::kernel::DotFn`].
+unsafe fn dot_f32<const T: usize>(args: &Dot, sums: &mut [f32; MOST_ROWS]) {
+    // SAFETY: passed on.
+    unsafe { dot::<Portable, T>(args, sums) }
 }
 
 /// # Safety
@@ -52,7 +69,7 @@ unsafe fn tile_f32<const R: usize, const V: usize>(args: &Tile) {
 
 /// # Safety
 /// As [`super::kernel::TransposeFn`].
-unsafe fn transpose(rows: &[*const f32], words: usize, to: *mut f32, stride: usize) {
+pub(super) unsafe fn transpose(rows: &[*const f32], words: usize, to: *mut f32, stride: usize) {
     for w in 0..words {
         for (r, row) in rows.iter().enumerate() {
             // SAFETY: w < words is readable in each row, and the target is writable by contract.
@@ -65,6 +82,7 @@ unsafe fn transpose(rows: &[*const f32], words: usize, to: *mut f32, stride: usi
 pub(super) static F32: Kernels = Kernels {
     width: 4,
     tiles: &[tile_row!(tile_f32, 1, [1, 2, 3, 4]), tile_row!(tile_f32, 2, [1, 2, 3, 4])],
+    dots: dot_row!(dot_f32),
     pairs: None,
     transpose,
 };

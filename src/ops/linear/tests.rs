@@ -103,8 +103,7 @@ impl Fixture {
         let x = var(&self.x, case.rows, case.inputs);
         let w = var(&self.w, case.outputs, case.inputs);
         let store = |index: usize| self.store.get(self.ids[index]);
-        let vars: Vec<Var> =
-            [0, 1, 2, 4].iter().map(|&i| var(&store(i).value, store(i).rows, store(i).cols)).collect();
+        let vars: Vec<Var> = [0, 1, 2, 4].iter().map(|&i| var(&store(i).value, store(i).rows, store(i).cols)).collect();
         let (a, b, m, bias) = (&vars[0], &vars[1], &vars[2], &vars[3]);
         let mut y = x.matmul(&w.t().unwrap()).unwrap();
         if case.bias {
@@ -213,8 +212,16 @@ fn recomputed_low_rank_values_give_the_same_gradients() {
 
 #[test]
 fn input_gradient_can_be_added() {
-    let fixture =
-        Fixture::new(Case { rows: 7, inputs: 12, outputs: 5, rank: 2, dora: false, dropout: 0.0, bias: false, full: false });
+    let fixture = Fixture::new(Case {
+        rows: 7,
+        inputs: 12,
+        outputs: 5,
+        rank: 2,
+        dora: false,
+        dropout: 0.0,
+        bias: false,
+        full: false,
+    });
     let (arena, linear) = (Arena::new(), fixture.linear());
     let mut dy = arena.matrix(7, 5);
     dy.copy_from_slice(&fixture.dy);

@@ -1,0 +1,70 @@
+//! A fully trained model as a Hugging Face folder: every weight from the parameter store, rounded once.
+
+use super::folder::NewFolder;
+use super::safetensors::{write_json, ShardWriter, TensorSpec, Written, SHARD_BYTES};
+use crate::error::Result;
+use crate::model::{RawTensor, StoredDtype};
+use crate::ops::{Bytes, Param, ParamKind, ParamStore};
+use half::{bf16, f16};
+use serde_json::Value;
+use std::path::Path;
+
+/// dtype of written weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SaveDtype {
+    /// Exactly what was trained.
+    #[default]
+    F32,
+    /// Half precision.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+/// Writes the folder `out`: weights of `params`, `config` (with its dtype set), and the tokenizer files of `companions`.
+///
+/// Nothing is left under the final name if anything fails.
+pub fn write(out: &Path, config: &Value, companions: &Path, params: &ParamStore, dtype: SaveDtype) -> Result<Written> {
+    let folder = NewFolder::create(out)?;
+    let stored = match dtype {
+        SaveDtype::F32 => StoredDtype::F32,
+        SaveDtype::F16 => StoredDtype::F16,
+        SaveDtype::Bf16 => StoredDtype::Bf16,
+    };
+    let groups = params.iter().map(|param| vec![TensorSpec::new(&param.name, stored, shape(param))]).collect();
+    let mut writer = ShardWriter::new(folder.path(), "model", groups, SHARD_BYTES)?;
+    for param in params.iter() {
+        let bytes = Bytes::owned(&encode(&param.value, dtype));
+        writer.write(&param.name, &RawTensor { dtype: stored, shape: shape(param), bytes })?;
+    }
+    let written = writer.finish()?;
+    let mut config = config.clone();
+    let name = match dtype {
+        SaveDtype::F32 => "float32",
+        SaveDtype::F16 => "float16",
+        SaveDtype::Bf16 => "bfloat16",
+    };
+    let key = if config.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
+    config[key] = name.into();
+    write_json(&folder.path().join("config.json"), &config)?;
+    folder.copy_companions(companions)?;
+    folder.commit()?;
+    Ok(written)
+}
+
+/// Norms and biases have one dimension in a checkpoint.
+fn shape(param: &Param) -> Vec<usize> {
+    match param.kind {
+        ParamKind::Norm | ParamKind::Bias => vec![param.cols],
+        _ => vec![param.rows, param.cols],
+    }
+}
+
+fn encode(values: &[f32], dtype: SaveDtype) -> Vec<u8> {
+    match dtype {
+        SaveDtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        SaveDtype::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
+        SaveDtype::Bf16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
+    }
+}

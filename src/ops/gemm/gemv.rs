@@ -1,0 +1,135 @@
+//! `y[T,N] = x[T,K] · w[N,K]ᵀ` for a few rows of x (decoding): each row of the weight is read once, in the order of
+//! memory, and multiplied with all rows of x. No panel is built, since packing would cost more than the products.
+//!
+//! Invariant: a sum is formed in the order of its row alone, in strips of [`STRIP`] words.
+
+use super::driver::for_each;
+use super::kernel::{Dot, Kernels, MOST_ROWS};
+use super::operand::Target;
+use super::pack_dense::{Source, STRIP_MARGIN};
+use super::plan::ALONE;
+use super::scratch::Scratch;
+use super::{Store, WeightRef};
+use crate::device::Compute;
+use crate::ops::matrix::{MatMut, MatRef};
+use std::ops::Range;
+
+/// Words of a weight row that are converted at a time.
+const STRIP: usize = 1024;
+
+/// Bytes of the weight in a job.
+const JOB_BYTES: usize = 128 << 10;
+
+/// Takes the sums of a row of the weight with all rows of x.
+pub(super) type Put<'a> = &'a mut dyn FnMut(usize, &[f32; MOST_ROWS]);
+
+/// Brings a row of x into the order of the weight's words.
+type Order = fn(from: &[f32], pairs: bool, to: &mut [f32]);
+
+/// Computes `y (+)= alpha · x · wᵀ`.
+pub(super) fn run(x: MatRef<'_>, source: Source<'_>, y: MatMut<'_>, store: Store) {
+    let count = x.rows;
+    if count == 0 || y.cols == 0 {
+        return;
+    }
+    let kernels = Kernels::of(source.path, source.compute);
+    #[cfg(target_arch = "x86_64")]
+    if let WeightRef::Nf4(matrix) = source.weight {
+        if let Some(fused) = super::gemv_nf4::Fused::new(&source, kernels, matrix, count) {
+            let inputs = Inputs::new(x, &source, kernels, Some(super::gemv_nf4::order_of_codes));
+            // SAFETY: the functions were made for this weight, path and number of rows of x, which is in their order.
+            return share(&source, inputs, y, store, |rows, dot, put| unsafe { fused.sums(rows, dot, put) });
+        }
+    }
+    let inputs = Inputs::new(x, &source, kernels, None);
+    share(&source, inputs, y, store, |rows, dot, put| sums(&source, kernels, (rows, count), dot, put));
+}
+
+/// x as words, each row padded with zeros to whole vectors.
+struct Inputs {
+    words: Scratch,
+    rows: usize,
+    stride: usize,
+}
+
+impl Inputs {
+    fn new(x: MatRef<'_>, source: &Source<'_>, kernels: &Kernels, order: Option<Order>) -> Inputs {
+        let stride = x.cols.div_ceil(kernels.per_word()).next_multiple_of(16) + 16;
+        let mut words = Scratch::take(x.rows * stride + x.cols);
+        let (rows, ordered) = words.words().split_at_mut(x.rows * stride);
+        for (t, to) in rows.chunks_exact_mut(stride).enumerate() {
+            to.fill(0.0);
+            match order {
+                Some(order) => {
+                    order(x.row(t), kernels.pairs.is_some(), ordered);
+                    source.convert(kernels, &ordered[..x.cols], to);
+                }
+                None => source.convert(kernels, x.row(t), to),
+            }
+        }
+        Inputs { words, rows: x.rows, stride }
+    }
+}
+
+/// Shares the rows of the weight out and writes what `sums` finds.
+fn share(
+    source: &Source<'_>,
+    mut inputs: Inputs,
+    y: MatMut<'_>,
+    store: Store,
+    sums: impl Fn(Range<usize>, Dot, Put<'_>) + Sync,
+) {
+    let (rows, depth, count) = (y.cols, source.weight.cols(), inputs.rows);
+    let start = Target(inputs.words.words().as_mut_ptr());
+    let target = Target(y.data.as_mut_ptr());
+    let threads = if rows * depth * count < ALONE { 1 } else { rayon::current_num_threads() };
+    let row_bytes = match source.weight {
+        WeightRef::F32(_) => depth * 4,
+        WeightRef::F16 { .. } | WeightRef::Bf16 { .. } => depth * 2,
+        WeightRef::Nf4(_) => depth / 2,
+    };
+    let rows_per_job = (JOB_BYTES / row_bytes.max(1)).clamp(1, rows.div_ceil(threads));
+    for_each(threads, rows.div_ceil(rows_per_job), |job| {
+        let job_rows = job * rows_per_job..rows.min((job + 1) * rows_per_job);
+        let dot = Dot { a: std::ptr::null(), b: start.get(), b_row: inputs.stride, words: 0 };
+        sums(job_rows, dot, &mut |row, sums| {
+            for (t, sum) in sums[..count].iter().enumerate() {
+                // SAFETY: t < y.rows and row < y.cols; each row of the weight belongs to one job.
+                let element = unsafe { &mut *target.get().add(t * y.stride + row) };
+                *element = if store.accumulate { *element + store.alpha * sum } else { store.alpha * sum };
+            }
+        });
+    });
+}
+
+/// Sums of rows of the weight with `count` rows of x: from the weight itself where its words are those of the kernels,
+/// else from strips that are converted first.
+fn sums(source: &Source<'_>, kernels: &Kernels, (rows, count): (Range<usize>, usize), dot: Dot, put: Put<'_>) {
+    let depth = source.weight.cols();
+    let direct = match source.weight {
+        WeightRef::F32(_) => source.compute == Compute::F32,
+        WeightRef::Bf16 { cols, .. } => kernels.pairs.is_some() && cols.is_multiple_of(2),
+        _ => false,
+    };
+    let step = if direct { depth.max(1) } else { STRIP * kernels.per_word() };
+    let mut scratch = Scratch::take(2 * (2 * STRIP + STRIP_MARGIN));
+    let (strip, spare) = scratch.words().split_at_mut(2 * STRIP + STRIP_MARGIN);
+    for row in rows {
+        let mut sums = [0.0; MOST_ROWS];
+        for start in (0..depth).step_by(step) {
+            let end = depth.min(start + step);
+            let words = (end - start).div_ceil(kernels.per_word());
+            let a = match source.weight {
+                WeightRef::F32(matrix) if direct => matrix.row(row).as_ptr(),
+                WeightRef::Bf16 { bits, cols, .. } if direct => bits[row * cols..][..cols].as_ptr().cast(),
+                _ => source.row_words(kernels, row, start..end, strip, spare),
+            };
+            // SAFETY: `a` has these words and so has each row of x, padded; count ≤ MOST_ROWS.
+            unsafe {
+                let b = dot.b.add(start / kernels.per_word());
+                kernels.dots[count - 1](&Dot { a, b, words, ..dot }, &mut sums);
+            }
+        }
+        put(row, &sums);
+    }
+}
