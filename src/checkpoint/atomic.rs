@@ -39,7 +39,7 @@ impl<'d> AtomicFolder<'d> {
     }
 
     /// Where the folder is until it is committed.
-    pub fn path(&self) -> &Path {
+    pub fn temporary(&self) -> &Path {
         &self.temporary
     }
 
@@ -58,7 +58,7 @@ impl<'d> AtomicFolder<'d> {
         Ok(())
     }
 
-    /// Takes up a file that somebody else wrote into [`AtomicFolder::path`]: it is read and hashed as it stands.
+    /// Takes up a file that somebody else wrote into [`AtomicFolder::temporary`], synced and checked: it is hashed as it stands.
     ///
     /// # Errors
     /// What the file system says.

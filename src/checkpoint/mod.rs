@@ -4,6 +4,7 @@
 //! checkpoints/step-000100/  params.safetensors     f32 master values of everything trained
 //!                           optimizer.safetensors  the optimizer's state
 //!                           state.json             step, data cursor, configuration, hashes, counters ([`RunState`])
+//!                           adapter/ ...           what makes it usable as it is, chosen by the caller
 //!                           manifest.json          size and hash of the others; written last
 //! ```
 //!
@@ -28,11 +29,11 @@ pub use disk::{Disk, RealDisk};
 pub use lock::RunLock;
 pub use manifest::{FileRecord, Maker, Manifest, MANIFEST_FILE};
 pub use prune::KeepPolicy;
-pub use state::{RunState, Skips, SpikeMemory};
+pub use state::{Measured, RunState, Skips, SpikeMemory};
 pub use tensors::Tensor;
 
 use crate::error::{Error, Result};
-use crate::ops::ParamStore;
+use crate::ops::{Param, ParamKind, ParamStore};
 use crate::optim::{Optimizer, OptimizerState, StateTensor, StateValues};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -97,7 +98,7 @@ pub struct Restored {
     pub made_by: Maker,
     /// Everything that is not a tensor.
     pub state: RunState,
-    /// Master values, `[rows, cols]` each.
+    /// Master values.
     pub params: Vec<Tensor>,
     /// State of the optimizer.
     pub optimizer: OptimizerState,
@@ -144,11 +145,16 @@ impl Checkpoints {
         Ok(steps)
     }
 
-    /// Writes a checkpoint: when this returns, it is durable and was read back.
+    /// Writes a checkpoint, with the further files that `extra` puts into its folder: when this returns, it is durable and
+    /// was read back.
     ///
     /// # Errors
     /// A value that is not finite; what the file system says. Every earlier checkpoint stands then.
-    pub fn save(&self, snapshot: &Snapshot<'_>) -> Result<PathBuf> {
+    pub fn save(
+        &self,
+        snapshot: &Snapshot<'_>,
+        extra: &mut dyn FnMut(&mut AtomicFolder<'_>) -> Result<()>,
+    ) -> Result<PathBuf> {
         let optimizer = snapshot.optimizer.state();
         check_finite(snapshot.params, &optimizer)?;
         let params: Vec<TensorRef<'_>> = snapshot.params.iter().map(param_tensor).collect();
@@ -160,6 +166,7 @@ impl Checkpoints {
         folder.write(PARAMS_FILE, &mut |file| tensors::write(&params, file))?;
         folder.write(OPTIMIZER_FILE, &mut |file| tensors::write(&optimizer, file))?;
         folder.write(STATE_FILE, &mut |file| file.write_all(&state))?;
+        extra(&mut folder)?;
         let manifest = Manifest::new(snapshot.state.step, snapshot.score, folder.files().clone());
         folder.write(MANIFEST_FILE, &mut |file| file.write_all(&manifest.to_bytes()))?;
         folder.commit()?;
@@ -235,6 +242,11 @@ impl Checkpoints {
         if state.step != step {
             return Err(Error::file(&path, format!("step {}: expected {step}", state.step)));
         }
+        for (name, record) in &manifest.files {
+            if ![STATE_FILE, PARAMS_FILE, OPTIMIZER_FILE].contains(&name.as_str()) {
+                self.check_recorded(&folder.join(name), record)?;
+            }
+        }
         let (bytes, path) = read(PARAMS_FILE)?;
         let params = tensors::read(&bytes).map_err(|what| Error::file(&path, what))?;
         drop(bytes);
@@ -261,6 +273,7 @@ impl Checkpoints {
     fn read_recorded(&self, path: &Path, record: &FileRecord) -> Result<Vec<u8>> {
         let bytes = self.size(path)?;
         if bytes != record.bytes {
+            // Nothing is read that is not as long as it should be: the length decides how much memory is asked for.
             return Err(Error::file(path, format!("{bytes} bytes: expected {}", record.bytes)));
         }
         let contents = self.read(path, bytes)?;
@@ -270,6 +283,14 @@ impl Checkpoints {
         };
         match found == *record {
             true => Ok(contents),
+            false => Err(Error::file(path, format!("damaged: expected {record}, found {found}"))),
+        }
+    }
+
+    fn check_recorded(&self, path: &Path, record: &FileRecord) -> Result<()> {
+        let found = atomic::record_of(&*self.disk, path)?;
+        match found == *record {
+            true => Ok(()),
             false => Err(Error::file(path, format!("damaged: expected {record}, found {found}"))),
         }
     }
@@ -307,9 +328,9 @@ impl Restored {
                 return Err(Error::file(&file, format!("{}: missing", param.name)));
             };
             match tensor.values {
-                StateValues::F32(values) if tensor.shape == [param.rows, param.cols] => param.value = values,
+                StateValues::F32(values) if tensor.shape == shape(param) => param.value = values,
                 _ => {
-                    let expected = format!("expected f32 of [{}, {}]", param.rows, param.cols);
+                    let expected = format!("expected f32 of {:?}", shape(param));
                     return Err(Error::file(&file, format!("{}: {expected}, found {:?}", param.name, tensor.shape)));
                 }
             }
@@ -319,9 +340,16 @@ impl Restored {
     }
 }
 
-fn param_tensor(param: &crate::ops::Param) -> TensorRef<'_> {
-    let shape = vec![param.rows, param.cols];
-    TensorRef { name: &param.name, shape, values: StateValues::F32(&param.value) }
+fn param_tensor(param: &Param) -> TensorRef<'_> {
+    TensorRef { name: &param.name, shape: shape(param), values: StateValues::F32(&param.value) }
+}
+
+/// Norms and biases have one dimension, as in a model's own files.
+fn shape(param: &Param) -> Vec<usize> {
+    match param.kind {
+        ParamKind::Norm | ParamKind::Bias => vec![param.cols],
+        _ => vec![param.rows, param.cols],
+    }
 }
 
 fn state_tensor<'a>(tensor: &'a StateTensor<'_>) -> TensorRef<'a> {

@@ -33,8 +33,8 @@ pub struct RunState {
     pub optimizer_steps: u64,
     /// Length of `log.jsonl`: the rows up to here.
     pub log_bytes: u64,
-    /// Rows of the evaluations done so far.
-    pub evaluations: Vec<Value>,
+    /// The evaluations done so far.
+    pub evaluations: Vec<Measured>,
     /// Steps left out because of a loss or gradient that was not finite.
     pub skips: Skips,
     /// Memory of the loss-spike detector.
@@ -42,6 +42,25 @@ pub struct RunState {
     /// Seconds spent in steps.
     #[serde(with = "exact")]
     pub seconds: f64,
+}
+
+/// An evaluation of a held-out set.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Measured {
+    /// Optimizer steps done before it.
+    pub step: u64,
+    /// Name of the set.
+    pub set: String,
+    /// Mean loss of the target tokens, natural log.
+    #[serde(with = "exact")]
+    pub loss: f64,
+    /// `exp(loss)`.
+    #[serde(with = "exact")]
+    pub perplexity: f64,
+    /// Bits per UTF-8 byte of text.
+    #[serde(with = "exact")]
+    pub bits_per_byte: f64,
 }
 
 /// Steps that were left out.

@@ -38,7 +38,7 @@ pub fn write(tensors: &[TensorRef<'_>], out: &mut dyn Write) -> io::Result<()> {
     let mut position = 0;
     for tensor in &order {
         let (dtype, bytes) = match tensor.values {
-            StateValues::F32(values) => ("F32", values.len() * size_of::<f32>()),
+            StateValues::F32(values) => ("F32", size_of_val(values)),
             StateValues::U8(values) => ("U8", values.len()),
         };
         let entry = json!({"dtype": dtype, "shape": tensor.shape, "data_offsets": [position, position + bytes]});

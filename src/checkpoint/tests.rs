@@ -15,7 +15,12 @@ pub struct Sample {
 impl Sample {
     pub fn fresh(kind: OptimizerKind) -> Sample {
         let mut params = ParamStore::default();
-        let shapes = [("a", ParamKind::LoraA, 4, 9), ("b", ParamKind::LoraB, 9, 4), ("w", ParamKind::Weight, 70, 64)];
+        let shapes = [
+            ("a", ParamKind::LoraA, 4, 9),
+            ("b", ParamKind::LoraB, 9, 4),
+            ("w", ParamKind::Weight, 70, 64),
+            ("n", ParamKind::Norm, 1, 5),
+        ];
         for (name, kind, rows, cols) in shapes {
             let value = (0..rows * cols).map(|i| (i as f32 * 0.37).sin()).collect();
             params.add(Param { name: format!("layer.{name}"), kind, rows, cols, value });
@@ -54,12 +59,9 @@ impl Sample {
     }
 
     pub fn save(&self, checkpoints: &Checkpoints) -> Result<PathBuf> {
-        checkpoints.save(&Snapshot {
-            state: &self.state,
-            params: &self.params,
-            optimizer: &*self.optimizer,
-            score: None,
-        })
+        let Sample { state, params, optimizer } = self;
+        let snapshot = Snapshot { state, params, optimizer: &**optimizer, score: None };
+        checkpoints.save(&snapshot, &mut |folder| folder.write("README", &mut |file| file.write_all(b"extra")))
     }
 
     /// The names and bits of everything.
@@ -134,10 +136,10 @@ fn the_folder_holds_what_the_manifest_lists_and_nothing_else() {
     assert_eq!(path, place.path().join("checkpoints/step-000002"));
     let mut names = RealDisk.list(&path).unwrap();
     names.sort();
-    assert_eq!(names, [MANIFEST_FILE, OPTIMIZER_FILE, PARAMS_FILE, STATE_FILE]);
+    assert_eq!(names, ["README", MANIFEST_FILE, OPTIMIZER_FILE, PARAMS_FILE, STATE_FILE]);
     assert_eq!(RealDisk.list(&place.path().join("checkpoints")).unwrap(), ["step-000002"]);
     let manifest = Manifest::parse(&std::fs::read(path.join(MANIFEST_FILE)).unwrap()).unwrap();
-    assert_eq!(manifest.files.keys().collect::<Vec<_>>(), [OPTIMIZER_FILE, PARAMS_FILE, STATE_FILE]);
+    assert_eq!(manifest.files.keys().collect::<Vec<_>>(), ["README", OPTIMIZER_FILE, PARAMS_FILE, STATE_FILE]);
     // What PyTorch users would open it with.
     let bytes = std::fs::read(path.join(PARAMS_FILE)).unwrap();
     assert_eq!(safetensors::SafeTensors::deserialize(&bytes).unwrap().tensor("layer.a").unwrap().shape(), [4, 9]);
@@ -164,7 +166,8 @@ fn pruning_keeps_the_newest_and_the_best() {
     for (step, score) in [3.0, 1.0, 2.0, 1.5].into_iter().enumerate() {
         sample.step(step as u64);
         let Sample { state, params, optimizer } = &sample;
-        checkpoints.save(&Snapshot { state, params, optimizer: &**optimizer, score: Some(score) }).unwrap();
+        let snapshot = Snapshot { state, params, optimizer: &**optimizer, score: Some(score) };
+        checkpoints.save(&snapshot, &mut |_| Ok(())).unwrap();
         gone.extend(checkpoints.prune().unwrap());
     }
     assert_eq!(gone, [1, 3]);
@@ -177,7 +180,7 @@ fn a_value_that_is_not_finite_is_never_saved() {
         let place = tempfile::tempdir().unwrap();
         let checkpoints = checkpoints(place.path(), 2, 0);
         let mut sample = Sample::after(1, OptimizerKind::AdamW);
-        sample.params.iter_mut().last().unwrap().value[17] = bad;
+        sample.params.iter_mut().nth(2).unwrap().value[17] = bad;
         let error = sample.save(&checkpoints).unwrap_err();
         assert!(error.message().contains("layer.w: value 17 is"), "{error}");
         assert_eq!(RealDisk.list(&place.path().join("checkpoints")).unwrap(), [] as [&str; 0]);

@@ -7,7 +7,7 @@ pub mod merge;
 pub mod quantize;
 pub mod safetensors;
 
-pub use folder::NewFolder;
+pub use folder::{is_companion, NewFolder};
 pub use merge::{merge_folder, MergeDtype, MergeJob};
 pub use quantize::quantize_folder;
 pub use safetensors::{ShardWriter, TensorSpec, Written, SHARD_BYTES};

@@ -4,11 +4,12 @@
 //! resumed run stops (or warns) exactly where the uninterrupted one does.
 
 use crate::checkpoint::{Skips, SpikeMemory};
+use crate::config::{Problems, Section};
 use serde::{Deserialize, Serialize};
 
 /// `[training.spike]`: what happens when the loss jumps up and stays up.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct SpikeConfig {
     /// `warn` (default), `stop` or `off`.
     pub action: SpikeAction,
@@ -27,7 +28,7 @@ pub enum SpikeAction {
     /// Says so and goes on.
     #[default]
     Warn,
-    /// Ends the run; the last checkpoint stays.
+    /// Ends the run; earlier checkpoints stay.
     Stop,
     /// Nothing.
     Off,
@@ -39,17 +40,11 @@ impl Default for SpikeConfig {
     }
 }
 
-impl SpikeConfig {
-    /// Everything wrong with the values, one `key = value: what was expected` each.
-    pub fn problems(&self) -> Vec<String> {
-        let mut problems = Vec::new();
-        if self.window < 100 {
-            problems.push(format!("spike.window = {}: expected 100 or more", self.window));
-        }
-        if !(self.multiplier > 1.0 && self.multiplier.is_finite()) {
-            problems.push(format!("spike.multiplier = {}: expected a number above 1", self.multiplier));
-        }
-        problems
+impl Section for SpikeConfig {
+    fn check(&self, problems: &mut Problems) {
+        problems.expect((100..=1 << 20).contains(&self.window), "window", "from 100 to 1048576", self.window);
+        let multiplier = self.multiplier;
+        problems.expect(multiplier > 1.0 && multiplier.is_finite(), "multiplier", "a number above 1", multiplier);
     }
 }
 
