@@ -30,6 +30,7 @@ mod pack_nf4_avx512;
 mod pack_nf4_bf16;
 mod plan;
 mod portable;
+mod precise;
 #[cfg(test)]
 mod reference;
 mod scratch;
@@ -175,6 +176,9 @@ pub(crate) fn matmul_nt_on(path: CpuPath, x: MatRef<'_>, w: WeightRef<'_>, y: Ma
     check(x, &y);
     w.check();
     let source = Source { weight: w, transposed: true, compute: store.compute, path };
+    if x.rows > 1 && precise::applies(x, w, store) {
+        return precise::matmul_nt(x, source, y, store);
+    }
     if x.rows <= kernel::MOST_ROWS {
         return gemv::run(x, source, y, store);
     }
