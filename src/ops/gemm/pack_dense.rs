@@ -170,6 +170,10 @@ impl<'a> Source<'a> {
                 return;
             }
         }
+        #[cfg(target_arch = "x86_64")]
+        if super::pack_dense_avx512::pack(self, kernels, &mut panel) {
+            return;
+        }
         if self.transposed {
             self.pack_rows_as_columns(kernels, panel);
         } else {
