@@ -23,6 +23,8 @@ mod kernel;
 mod neon;
 mod operand;
 mod pack_dense;
+#[cfg(target_arch = "x86_64")]
+mod pack_dense_avx512;
 mod pack_nf4;
 #[cfg(target_arch = "x86_64")]
 mod pack_nf4_avx512;
