@@ -213,6 +213,18 @@ fn another_configuration_is_refused_with_the_difference() {
 }
 
 #[test]
+fn before_the_first_step_the_configuration_may_still_change() {
+    let tiny = Tiny::new();
+    let mut config = tiny.config("run");
+    config.data.paths = vec!["/nonexistent/text.txt".into()];
+    assert!(go(&config, Beginning::Auto, &|_| None).0.is_err());
+    stop_after(&RunConfig { seed: 5, ..tiny.config("run") }, 0);
+    finish(&tiny.config("run"));
+    finish(&tiny.config("whole"));
+    assert_same(&outcome(&tiny.config("run")), &outcome(&tiny.config("whole")), "after two false starts");
+}
+
+#[test]
 fn fresh_keeps_the_earlier_run_under_another_name() {
     let tiny = Tiny::new();
     let config = tiny.config("run");
@@ -338,7 +350,8 @@ fn values_that_are_not_finite_are_not_saved() {
 
 #[test]
 fn a_gradient_of_zero_is_refused_at_the_first_step() {
-    let tiny = Tiny::with_scale(0.0);
+    let tiny = Tiny::new();
+    tiny.zero_weights();
     let config = tiny.config("run");
     let (result, _) = go(&config, Beginning::Auto, &|_| None);
     let error = result.unwrap_err();

@@ -142,15 +142,17 @@ impl RunFolder {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
             Err(error) => return Err(Error::io(&path, "read", error)),
         };
+        // Before the first step there is nothing that another configuration could spoil.
+        let begun = restored.is_some() || has_steps(&self.path.join(LOG_FILE))?;
         let then = restored.map(|restored| restored.state.config.clone()).or(on_disk.clone());
-        if let Some(then) = &then {
-            let changes = changes(then, config).map_err(|error| error.at(self.path.display()))?;
+        if let Some(then) = then.filter(|_| begun) {
+            let changes = changes(&then, config).map_err(|error| error.at(self.path.display()))?;
             let harmless = changes.iter().all(Change::is_harmless);
             let fine = changes.is_empty() || (allow && harmless);
             if !fine {
                 return Err(refuse(&self.path, &changes, harmless));
             }
-        } else if self.path.join(LOG_FILE).exists() {
+        } else if begun {
             return Err(Error::file(&self.path, format!("holds a log but no {CONFIG_FILE} and no checkpoint"))
                 .hint("start over with --fresh (what is there is kept under another name)"));
         }
@@ -159,6 +161,15 @@ impl RunFolder {
             true => Ok(()),
             false => write_file(&RealDisk, &path, text.as_bytes()),
         }
+    }
+}
+
+/// Whether a log tells of a step.
+fn has_steps(path: &Path) -> Result<bool> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(text.contains("\"event\":\"step\"")),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::io(path, "read", error)),
     }
 }
 

@@ -1,8 +1,11 @@
-//! A run small enough for hundreds of it: a random two-layer model with a byte tokenizer, some text, a configuration.
+//! A run small enough for hundreds of it: the tiny model of [`support`], some text, a configuration.
 //!
 //! Everything is generated from fixed seeds; nothing is trained well, everything is trained exactly.
 
 #![allow(dead_code)] // Each test target uses its part.
+
+#[path = "../support/mod.rs"]
+mod support;
 
 use llamantino::checkpoint::{MANIFEST_FILE, STATE_FILE};
 use llamantino::model::Method;
@@ -10,16 +13,10 @@ use llamantino::train::folder::Beginning;
 use llamantino::train::metrics::{EvalRow, StepRow};
 use llamantino::train::run::{self, Observer, RunOptions, RunSummary};
 use llamantino::train::RunConfig;
-use serde_json::{json, Value};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-
-const HIDDEN: usize = 32;
-const INNER: usize = 48;
-const VOCAB: usize = 258;
-const LAYERS: usize = 2;
-const HEAD: usize = 8;
 
 /// A sequence of numbers that looks random (splitmix64).
 pub struct Numbers(pub u64);
@@ -32,11 +29,6 @@ impl Numbers {
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
     }
-
-    /// In [-1, 1).
-    pub fn signed(&mut self) -> f32 {
-        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    }
 }
 
 /// Model, text and runs in a folder that is removed at the end.
@@ -46,17 +38,16 @@ pub struct Tiny {
 
 impl Tiny {
     pub fn new() -> Tiny {
-        Tiny::with_scale(0.25)
-    }
-
-    /// Matrices of values up to `scale`.
-    pub fn with_scale(scale: f32) -> Tiny {
         let tiny = Tiny { place: tempfile::tempdir().unwrap() };
-        fs::create_dir(tiny.model()).unwrap();
-        write_model(&tiny.model(), scale);
+        support::tiny_model(tiny.place.path());
         tiny.write_text("text.txt", 1, 3000);
         tiny.write_text("held-out.txt", 2, 400);
         tiny
+    }
+
+    /// Makes all values of the model zero.
+    pub fn zero_weights(&self) {
+        support::write_weights(&self.model().join("model.safetensors"), |_, values| values.fill(0.0));
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -207,87 +198,4 @@ pub fn assert_same(found: &BTreeMap<String, Vec<u8>>, expected: &BTreeMap<String
         panic!("{what}: {differ:?} differ:\n{}\nexpected\n{}", text(found), text(expected));
     }
     assert!(differ.is_empty(), "{what}: {differ:?} differ");
-}
-
-fn write_model(folder: &Path, scale: f32) {
-    let config = json!({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
-        "hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": LAYERS,
-        "num_attention_heads": HIDDEN / HEAD, "num_key_value_heads": 2, "head_dim": HEAD,
-        "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "vocab_size": VOCAB,
-        "tie_word_embeddings": false, "bos_token_id": 256, "eos_token_id": 257, "torch_dtype": "float32",
-    });
-    fs::write(folder.join("config.json"), config.to_string()).unwrap();
-    fs::write(folder.join("tokenizer.json"), tokenizer().to_string()).unwrap();
-    let special = json!({"bos_token": "<s>", "eos_token": "</s>", "tokenizer_class": "PreTrainedTokenizerFast"});
-    fs::write(folder.join("tokenizer_config.json"), special.to_string()).unwrap();
-
-    let mut shapes = vec![("model.embed_tokens.weight".to_string(), vec![VOCAB, HIDDEN])];
-    for layer in 0..LAYERS {
-        let keys = 2 * HEAD;
-        for (name, shape) in [
-            ("self_attn.q_proj", vec![HIDDEN, HIDDEN]),
-            ("self_attn.k_proj", vec![keys, HIDDEN]),
-            ("self_attn.v_proj", vec![keys, HIDDEN]),
-            ("self_attn.o_proj", vec![HIDDEN, HIDDEN]),
-            ("mlp.gate_proj", vec![INNER, HIDDEN]),
-            ("mlp.up_proj", vec![INNER, HIDDEN]),
-            ("mlp.down_proj", vec![HIDDEN, INNER]),
-            ("input_layernorm", vec![HIDDEN]),
-            ("post_attention_layernorm", vec![HIDDEN]),
-        ] {
-            shapes.push((format!("model.layers.{layer}.{name}.weight"), shape));
-        }
-    }
-    shapes.push(("model.norm.weight".into(), vec![HIDDEN]));
-    shapes.push(("lm_head.weight".into(), vec![VOCAB, HIDDEN]));
-    let mut numbers = Numbers(7);
-    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = shapes
-        .into_iter()
-        .map(|(name, shape)| {
-            let count = shape.iter().product::<usize>();
-            let value = |numbers: &mut Numbers| if shape.len() == 1 { 1.0f32 } else { scale * numbers.signed() };
-            let bytes = (0..count).flat_map(|_| value(&mut numbers).to_le_bytes()).collect();
-            (name, shape, bytes)
-        })
-        .collect();
-    let views = tensors.iter().map(|(name, shape, bytes)| {
-        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap();
-        (name.as_str(), view)
-    });
-    let bytes = safetensors::serialize(views, None).unwrap();
-    fs::write(folder.join("model.safetensors"), bytes).unwrap();
-}
-
-/// One token a byte, `<s>` and `</s>`.
-fn tokenizer() -> Value {
-    // GPT-2's alphabet: printable bytes stand for themselves, the others for code points from 256 on.
-    let printable = |byte: &u32| (33..=126).contains(byte) || (161..=172).contains(byte) || (174..=255).contains(byte);
-    let mut next = 256;
-    let mut vocab = serde_json::Map::new();
-    for byte in 0u32..256 {
-        let point = match printable(&byte) {
-            true => byte,
-            false => {
-                next += 1;
-                next - 1
-            }
-        };
-        vocab.insert(char::from_u32(point).unwrap().to_string(), json!(byte));
-    }
-    let added = |id: usize, content: &str| {
-        json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
-               "normalized": false, "special": true})
-    };
-    json!({"version": "1.0", "truncation": null, "padding": null,
-           "added_tokens": [added(256, "<s>"), added(257, "</s>")], "normalizer": null,
-           "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
-           "post_processor": {"type": "TemplateProcessing",
-               "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-               "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-               "special_tokens": {"<s>": {"id": "<s>", "ids": [256], "tokens": ["<s>"]}}},
-           "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
-           "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-                     "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
-                     "vocab": vocab, "merges": []}})
 }
