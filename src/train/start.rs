@@ -88,9 +88,13 @@ impl Run {
                 (Box::new(checkpoint), hash)
             }
         };
+        let then = restored.as_ref().map(|restored| (&*restored.path, &restored.state));
+        check_same("the base model", "model", &base_hash, then.map(|(path, state)| (path, &state.base_hash)))?;
         let tokenizer = Tokenizer::load(model_folder, Some(model_config.vocab_size))?;
         tokenizer.warnings().iter().for_each(|warning| observer.warning(warning));
         let corpora = Corpora::load(config, &tokenizer, observer)?;
+        let data_hash = corpora.train.fingerprint().to_hex().to_string();
+        check_same("the training data", "data.paths", &data_hash, then.map(|(path, state)| (path, &state.data_hash)))?;
         let engine = engine(config, &model_config, source.as_ref(), observer)?;
         let log_bytes = restored.as_ref().map_or(0, |restored| restored.state.log_bytes);
         let log = Log::open(&folder.path.join(LOG_FILE), log_bytes)?;
@@ -100,7 +104,7 @@ impl Run {
         let total_steps = count_steps(config, &corpora.train);
         let mut run = Run {
             folder,
-            data_hash: corpora.train.fingerprint().to_hex().to_string(),
+            data_hash,
             engine,
             corpora,
             log,
@@ -126,16 +130,7 @@ impl Run {
 
     fn restore(&mut self, restored: Restored) -> Result<()> {
         let path = restored.path.clone();
-        let state = &restored.state;
-        let pairs = [
-            ("the base model", "model", &state.base_hash, &self.base_hash),
-            ("the training data", "data.paths", &state.data_hash, &self.data_hash),
-        ];
-        if let Some((what, key, ..)) = pairs.iter().find(|(.., then, now)| then != now) {
-            return Err(Error::file(&path, format!("{what} is not what it was when this checkpoint was made"))
-                .hint(format!("let {key} name the same files with the same contents, or start over with --fresh")));
-        }
-        let cursor: BatchCursor = serde_json::from_value(state.cursor.clone())
+        let cursor: BatchCursor = serde_json::from_value(restored.state.cursor.clone())
             .map_err(|error| Error::file(&path, format!("state.json: cursor: {error}")))?;
         self.corpora.train.seek(cursor).map_err(|error| error.at(path.display()))?;
         let Engine { params, optimizer, .. } = &mut self.engine;
@@ -146,6 +141,18 @@ impl Run {
         self.spike.restore(state.spike);
         self.saved = Some(self.step);
         Ok(())
+    }
+}
+
+/// Refuses a checkpoint of another base or other data; `then` is its folder and its hash.
+fn check_same(what: &str, key: &str, now: &String, then: Option<(&Path, &String)>) -> Result<()> {
+    match then {
+        Some((path, then)) if then != now => {
+            let text = format!("{what} is not what it was when this checkpoint was made");
+            let advice = format!("let {key} name the same files with the same contents, or start over with --fresh");
+            Err(Error::file(path, text).hint(advice))
+        }
+        _ => Ok(()),
     }
 }
 
