@@ -254,7 +254,7 @@ fn cases() -> Vec<Case> {
         add("nt", storage, (512, 2048, 5632));
         add("nn", storage, (512, 5632, 2048));
     }
-    for rows in [1, 2, 4, 8, 9, 16, 64, 128] {
+    for rows in [1, 2, 4, 8, 9, 12, 16, 20, 24, 32, 64, 128] {
         add("nt", "nf4", (rows, 2048, 5632));
         add("nn", "nf4", (rows, 5632, 2048));
     }

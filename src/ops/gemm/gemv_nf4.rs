@@ -7,12 +7,13 @@
 
 use super::avx512::Avx512;
 use super::avx512bf16::{narrow, Pairs};
-use super::gemv::Put;
+use super::gemv::{groups, Put};
 use super::kernel::{Dot, Kernels, Lanes, MOST_ROWS};
 use super::pack_dense::Source;
 use super::pack_nf4::ScaleReader;
 use super::pack_nf4_avx512::table;
 use super::pack_nf4_bf16::before_bf16;
+use super::plan::Cuts;
 use crate::device::{Compute, CpuPath};
 use crate::quant::{Nf4Matrix, SourceDtype};
 use std::arch::x86_64::*;
@@ -50,25 +51,26 @@ pub(super) struct Fused<'a> {
     matrix: &'a Nf4Matrix,
     scales: ScaleReader<'a>,
     tables: TablesFn,
-    rows: RowsFn,
+    rows: &'static [RowsFn; MOST_ROWS],
+    groups: Cuts,
 }
 
 impl<'a> Fused<'a> {
     /// The functions, if this path and weight have some.
     pub fn new(source: &Source<'_>, kernels: &Kernels, matrix: &'a Nf4Matrix, count: usize) -> Option<Fused<'a>> {
-        const WORDS: [RowsFn; MOST_ROWS] =
+        static WORDS: [RowsFn; MOST_ROWS] =
             [words::<1>, words::<2>, words::<3>, words::<4>, words::<5>, words::<6>, words::<7>, words::<8>];
-        const PAIRS: [RowsFn; MOST_ROWS] =
+        static PAIRS: [RowsFn; MOST_ROWS] =
             [pairs::<1>, pairs::<2>, pairs::<3>, pairs::<4>, pairs::<5>, pairs::<6>, pairs::<7>, pairs::<8>];
         let whole = matrix.cols.is_multiple_of(PIECE) && matrix.block >= PIECE;
         if source.path < CpuPath::Avx512 || !whole {
             return None;
         }
-        let scales = ScaleReader::new(matrix);
+        let (scales, groups) = (ScaleReader::new(matrix), groups(count));
         if kernels.pairs.is_some() {
-            Some(Fused { matrix, scales, tables: tables_of_pairs, rows: PAIRS[count - 1] })
+            Some(Fused { matrix, scales, tables: tables_of_pairs, rows: &PAIRS, groups })
         } else if source.compute == Compute::F32 {
-            Some(Fused { matrix, scales, tables: tables_of_words, rows: WORDS[count - 1] })
+            Some(Fused { matrix, scales, tables: tables_of_words, rows: &WORDS, groups })
         } else {
             None
         }
@@ -90,13 +92,18 @@ impl<'a> Fused<'a> {
             let (scales, tables) = (&mut scales[..count * cols / PIECE], &mut tables[..count * cols / PIECE]);
             self.scales.fill(start, PIECE, self.matrix.block, scales);
             let codes = &self.matrix.codes[start / 2..end / 2];
-            // SAFETY: the path is available; the codes are whole rows with a table for each piece, and the caller
-            // vouches for x.
-            unsafe {
-                (self.tables)(scales, self.matrix.dtype, tables);
-                (self.rows)(codes.as_ptr(), tables, &dot, &mut sums[..count]);
+            // SAFETY: the path is available (also below).
+            unsafe { (self.tables)(scales, self.matrix.dtype, tables) };
+            for group in 0..self.groups.count {
+                let inputs = self.groups.get(group);
+                let dot = Dot { b: dot.b.wrapping_add(inputs.start * dot.b_row), ..dot };
+                // SAFETY: the codes are whole rows with a table for each piece, and the caller vouches for x.
+                unsafe { self.rows[inputs.len() - 1](codes.as_ptr(), tables, &dot, &mut sums[..count]) };
+                sums[..count]
+                    .iter()
+                    .enumerate()
+                    .for_each(|(i, sums)| put(first + i, inputs.start, &sums[..inputs.len()]));
             }
-            sums[..count].iter().enumerate().for_each(|(i, sums)| put(first + i, sums));
         }
     }
 }

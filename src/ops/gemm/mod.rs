@@ -38,6 +38,7 @@ mod scratch;
 pub(crate) mod small;
 #[cfg(test)]
 mod tests;
+mod turned;
 
 use super::matrix::{MatMut, MatRef};
 use crate::device::{cpu_path, Compute, CpuPath};
@@ -177,7 +178,7 @@ pub(crate) fn matmul_nt_on(path: CpuPath, x: MatRef<'_>, w: WeightRef<'_>, y: Ma
     check(x, &y);
     w.check();
     let source = Source { weight: w, transposed: true, compute: store.compute, path };
-    if x.rows <= kernel::MOST_ROWS {
+    if x.rows <= gemv::MOST_INPUTS {
         return gemv::run(x, source, y, store);
     }
     let left = Left { matrix: x, transposed: false, compute: store.compute, path };
@@ -199,6 +200,9 @@ pub(crate) fn matmul_tn_on(path: CpuPath, a: MatRef<'_>, b: MatRef<'_>, c: MatMu
     assert!(a.rows == b.rows && c.rows == a.cols && c.cols == b.cols);
     check(a, &c);
     WeightRef::F32(b).check();
+    if turned::is_better(a, b) {
+        return turned::matmul_tn(path, a, b, c, store);
+    }
     let left = Left { matrix: a, transposed: true, compute: store.compute, path };
     let source = Source { weight: WeightRef::F32(b), transposed: false, compute: store.compute, path };
     driver::run(Product { left, source, target: c, store });
