@@ -4,6 +4,7 @@
 //! Invariant: a sum is formed in the order of its row alone, in strips of [`STRIP`] words.
 
 use super::driver::for_each;
+use super::gemv_nf4::Fused;
 use super::kernel::{Dot, Kernels, MOST_ROWS};
 use super::operand::Target;
 use super::pack_dense::{Source, STRIP_MARGIN};
@@ -24,7 +25,7 @@ const JOB_BYTES: usize = 128 << 10;
 pub(super) type Put<'a> = &'a mut dyn FnMut(usize, usize, &[f32]);
 
 /// Brings a row of x into the order of the weight's words.
-type Order = fn(from: &[f32], pairs: bool, to: &mut [f32]);
+pub(super) type Order = fn(from: &[f32], to: &mut [f32]);
 
 /// Most rows of x that this form serves; with more, panels are faster.
 pub(super) const MOST_INPUTS: usize = 16;
@@ -41,10 +42,9 @@ pub(super) fn run(x: MatRef<'_>, source: Source<'_>, y: MatMut<'_>, store: Store
         return;
     }
     let kernels = Kernels::of(source.path, source.compute);
-    #[cfg(target_arch = "x86_64")]
     if let WeightRef::Nf4(matrix) = source.weight {
-        if let Some(fused) = super::gemv_nf4::Fused::new(&source, kernels, matrix, count) {
-            let inputs = Inputs::new(x, &source, kernels, Some(super::gemv_nf4::order_of_codes));
+        if let Some(fused) = Fused::new(&source, kernels, matrix, count) {
+            let inputs = Inputs::new(x, &source, kernels, Some(fused.order()));
             // SAFETY: the functions were made for this weight, path and number of rows of x, which is in their order.
             return share(&source, inputs, y, store, |rows, dot, put| unsafe { fused.sums(rows, dot, put) });
         }
@@ -69,7 +69,7 @@ impl Inputs {
             to.fill(0.0);
             match order {
                 Some(order) => {
-                    order(x.row(t), kernels.pairs.is_some(), ordered);
+                    order(x.row(t), ordered);
                     source.convert(kernels, &ordered[..x.cols], to);
                 }
                 None => source.convert(kernels, x.row(t), to),

@@ -6,6 +6,7 @@
 //! Invariant: each element of C is one chain of multiply-adds in the order of depth, whatever R and V are, so that the
 //! cutting into tiles never changes a bit.
 
+use super::gemv_nf4::Functions;
 use crate::device::{Compute, CpuPath};
 
 /// A vector register of one instruction set.
@@ -216,6 +217,8 @@ pub(super) struct Kernels {
     pub pairs: Option<PairFns>,
     /// Transposition of up to 16 rows.
     pub transpose: TransposeFn,
+    /// Products of NF4 codes with few rows, without panels.
+    pub codes: Option<&'static Functions>,
 }
 
 impl Kernels {

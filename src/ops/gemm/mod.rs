@@ -16,8 +16,9 @@ mod avx512;
 mod avx512bf16;
 mod driver;
 mod gemv;
-#[cfg(target_arch = "x86_64")]
 mod gemv_nf4;
+#[cfg(target_arch = "x86_64")]
+mod gemv_nf4_x86;
 mod kernel;
 #[cfg(target_arch = "aarch64")]
 mod neon;

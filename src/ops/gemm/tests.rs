@@ -1,5 +1,6 @@
 //! Every kernel path, storage, operand format and orientation against [`super::reference`].
 
+use super::pack_dense::{bf16_bits, f16_to_f32, round_f16};
 use super::small::{gemm_f32, Small, Strided};
 use super::{matmul_nn_on, matmul_nt_on, matmul_tn_on, reference, Store, WeightRef};
 use crate::device::{Compute, CpuPath};
@@ -255,5 +256,24 @@ fn small_products_with_any_strides_equal_the_reference() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn roundings_and_conversions_agree_with_half_for_every_pattern_of_the_upper_bits() {
+    // Every upper half of an f32, with lower halves around a tie.
+    for upper in 0..=u32::from(u16::MAX) {
+        for lower in [0, 1, 0x0fff, 0x1000, 0x1001, 0x2fff, 0x3000, 0x7fff, 0x8000, 0x8001, 0xffff] {
+            let value = f32::from_bits(upper << 16 | lower);
+            let bf16 = half::bf16::from_f32(value);
+            assert_eq!(bf16_bits(value), u32::from(bf16.to_bits()), "{:x}", value.to_bits());
+            let f16 = half::f16::from_f32(value);
+            assert!(
+                round_f16(value).to_bits() == f16.to_f32().to_bits() || value.is_nan() && round_f16(value).is_nan()
+            );
+        }
+        let bits = upper as u16;
+        let widened = half::f16::from_bits(bits).to_f32();
+        assert!(f16_to_f32(bits).to_bits() == widened.to_bits() || widened.is_nan() && f16_to_f32(bits).is_nan());
     }
 }
