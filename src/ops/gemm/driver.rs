@@ -79,7 +79,7 @@ pub(super) fn run(product: Product<'_>) {
     let shared = Shared {
         kernels,
         source,
-        rows: left.prepare(kernels, threads, panels.count),
+        rows: left.prepare(kernels, threads),
         target: Target(target.data.as_mut_ptr()),
         target_stride: target.stride,
         depth,

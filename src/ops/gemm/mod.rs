@@ -36,6 +36,7 @@ mod portable;
 #[cfg(test)]
 mod reference;
 mod scratch;
+#[allow(dead_code, reason = "attention will use it")]
 pub(crate) mod small;
 #[cfg(test)]
 mod tests;
@@ -207,6 +208,12 @@ pub(crate) fn matmul_tn_on(path: CpuPath, a: MatRef<'_>, b: MatRef<'_>, c: MatMu
     let left = Left { matrix: a, transposed: true, compute: store.compute, path };
     let source = Source { weight: WeightRef::F32(b), transposed: false, compute: store.compute, path };
     driver::run(Product { left, source, target: c, store });
+}
+
+/// Bytes of working memory that the products hold: panels of each thread, and the left operand of the largest product
+/// so far if it had to be converted (bf16) or transposed.
+pub fn scratch_bytes() -> usize {
+    scratch::bytes()
 }
 
 /// The kernels work on pointers: a view that promises more than its slice holds must stop here.

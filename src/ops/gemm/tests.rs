@@ -179,6 +179,36 @@ fn every_path_equals_the_reference_for_deep_reductions() {
     compare(9, 20, 1728);
     compare(9, 1700, 16);
     compare(2, 3, 4097);
+    compare(20, 120, 1700);
+    compare(33, 1600, 50);
+}
+
+#[test]
+fn every_path_equals_the_reference_for_whole_blocks() {
+    for (rows, cols) in [(5, 128), (20, 256), (21, 192), (3, 4096), (130, 64)] {
+        compare(1, rows, cols);
+        compare(3, rows, cols);
+        compare(16, rows, cols);
+        compare(19, rows, cols);
+    }
+}
+
+#[test]
+fn every_path_equals_the_reference_for_narrow_gradients() {
+    compare(70, 40, 16);
+    compare(300, 33, 24);
+}
+
+#[test]
+fn a_transposed_operand_may_be_wider_than_any_buffer() {
+    let (_, weight) = Weight::all(18, 33).swap_remove(0);
+    for compute in [Compute::F32, Compute::Bf16] {
+        let expected = run(Form::Tn, None, 36_001, &weight, Store::set(compute));
+        for path in CpuPath::available() {
+            let actual = run(Form::Tn, Some(path), 36_001, &weight, Store::set(compute));
+            assert_close(&actual, &expected, 1e-5, path.name());
+        }
+    }
 }
 
 #[test]
