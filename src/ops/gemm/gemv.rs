@@ -21,8 +21,8 @@ const STRIP: usize = 1024;
 /// Bytes of the weight in a job.
 const JOB_BYTES: usize = 128 << 10;
 
-/// Takes the sums of a row of the weight with the rows of x from a first one on.
-pub(super) type Put<'a> = &'a mut dyn FnMut(usize, usize, &[f32]);
+/// Takes the sums of neighbouring rows of the weight, from a first one on, with a range of rows of x.
+pub(super) type Put<'a> = &'a mut dyn FnMut(usize, Range<usize>, &[[f32; MOST_ROWS]]);
 
 /// Brings a row of x into the order of the weight's words.
 pub(super) type Order = fn(from: &[f32], to: &mut [f32]);
@@ -100,11 +100,14 @@ fn share(
     for_each(threads, rows.div_ceil(rows_per_job), |job| {
         let job_rows = job * rows_per_job..rows.min((job + 1) * rows_per_job);
         let dot = Dot { a: std::ptr::null(), b: start.get(), b_row: inputs.stride, words: 0 };
-        sums(job_rows, dot, &mut |row, first, sums| {
-            for (t, sum) in (first..).zip(sums) {
-                // SAFETY: t < y.rows and row < y.cols: each row of the weight belongs to one job.
-                let element = unsafe { &mut *target.get().add(t * y.stride + row) };
-                *element = if store.accumulate { *element + store.alpha * sum } else { store.alpha * sum };
+        sums(job_rows, dot, &mut |first, inputs, sums| {
+            for (t, i) in inputs.zip(0..) {
+                for (row, sums) in (first..).zip(sums) {
+                    // SAFETY: t < y.rows and row < y.cols: each row of the weight belongs to one job.
+                    let element = unsafe { &mut *target.get().add(t * y.stride + row) };
+                    let value = store.alpha * sums[i];
+                    *element = if store.accumulate { *element + value } else { value };
+                }
             }
         });
     });
@@ -142,8 +145,7 @@ fn sums(source: &Source<'_>, kernels: &Kernels, (rows, count): (Range<usize>, us
             }
         }
         for (group, sums) in sums.iter().enumerate().take(groups.count) {
-            let inputs = groups.get(group);
-            put(row, inputs.start, &sums[..inputs.len()]);
+            put(row, groups.get(group), std::slice::from_ref(sums));
         }
     }
 }

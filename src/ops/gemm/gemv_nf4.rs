@@ -97,10 +97,7 @@ impl<'a> Fused<'a> {
                 let dot = Dot { b: dot.b.wrapping_add(inputs.start * dot.b_row), ..dot };
                 // SAFETY: the codes are whole rows with a table for each piece, and the caller vouches for x.
                 unsafe { self.functions.rows[inputs.len() - 1](codes.as_ptr(), tables, &dot, &mut sums[..count]) };
-                sums[..count]
-                    .iter()
-                    .enumerate()
-                    .for_each(|(i, sums)| put(first + i, inputs.start, &sums[..inputs.len()]));
+                put(first, inputs, &sums[..count]);
             }
         }
     }
@@ -159,7 +156,10 @@ pub(super) unsafe fn rows_at_once<F: Format, const R: usize, const T: usize>(
                     let mut words = [[F::zero(); 2]; R];
                     for (r, words) in words.iter_mut().enumerate() {
                         let bytes = codes.add(r * pieces * PIECE / 2 + offset);
-                        F::prefetch(bytes.wrapping_add(AHEAD));
+                        // Two pieces are a cache line.
+                        if $first_unit + unit == 0 {
+                            F::prefetch(bytes.wrapping_add(AHEAD));
+                        }
                         *words = F::look_up(bytes, tables.get_unchecked(r * pieces + $piece));
                     }
                     let x = dot.b.add(($piece * F::UNITS + unit) * 2 * F::WIDTH);
