@@ -246,11 +246,13 @@ fn the_number_of_threads_changes_no_bit() {
         for (name, weight) in Weight::all(rows, cols) {
             for form in [Form::Nt, Form::Nn, Form::Tn] {
                 for compute in [Compute::F32, Compute::Bf16] {
-                    let path = Some(*CpuPath::available().last().expect("a path"));
-                    let store = Store::add(compute);
-                    let alone = one.install(|| run(form, path, t, &weight, store));
-                    let together = three.install(|| run(form, path, t, &weight, store));
-                    assert!(alone.iter().zip(&together).all(|(a, b)| a.to_bits() == b.to_bits()), "{form:?} {name}");
+                    for path in CpuPath::available() {
+                        let store = Store::add(compute);
+                        let alone = one.install(|| run(form, Some(path), t, &weight, store));
+                        let together = three.install(|| run(form, Some(path), t, &weight, store));
+                        let equal = alone.iter().zip(&together).all(|(a, b)| a.to_bits() == b.to_bits());
+                        assert!(equal, "{form:?} {name} {compute:?} {}", path.name());
+                    }
                 }
             }
         }
