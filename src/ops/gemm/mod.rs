@@ -37,8 +37,6 @@ mod precise;
 #[cfg(test)]
 mod reference;
 mod scratch;
-#[allow(dead_code, reason = "attention will use it")]
-pub(crate) mod small;
 #[cfg(test)]
 mod tests;
 mod turned;
@@ -184,7 +182,6 @@ pub(crate) fn matmul_nt_on(path: CpuPath, x: MatRef<'_>, w: WeightRef<'_>, y: Ma
     if x.rows > 1 && precise::applies(x.rows, x.cols, w.rows(), store) {
         return precise::matmul_nt(x, source, y, store);
     }
-    if x.rows <= kernel::MOST_ROWS {
     if x.rows <= gemv::MOST_INPUTS {
         return gemv::run(x, source, y, store);
     }
@@ -212,6 +209,7 @@ pub(crate) fn matmul_tn_on(path: CpuPath, a: MatRef<'_>, b: MatRef<'_>, c: MatMu
     WeightRef::F32(b).check();
     if c.cols > 0 && precise::applies(a.cols, a.rows, b.cols, store) {
         return precise::matmul_tn(path, a, b, c, store);
+    }
     if turned::is_better(a, b) {
         return turned::matmul_tn(path, a, b, c, store);
     }

@@ -1,7 +1,6 @@
 //! Every kernel path, storage, operand format and orientation against [`super::reference`].
 
 use super::pack_dense::{bf16_bits, f16_to_f32, round_f16};
-use super::small::{gemm_f32, Small, Strided};
 use super::{matmul_nn_on, matmul_nt_on, matmul_tn_on, reference, Store, WeightRef};
 use crate::device::{Compute, CpuPath};
 use crate::ops::matrix::{MatMut, MatRef};
@@ -253,38 +252,6 @@ fn the_number_of_threads_changes_no_bit() {
                         let equal = alone.iter().zip(&together).all(|(a, b)| a.to_bits() == b.to_bits());
                         assert!(equal, "{form:?} {name} {compute:?} {}", path.name());
                     }
-                }
-            }
-        }
-    }
-}
-
-#[test]
-fn small_products_with_any_strides_equal_the_reference() {
-    let mut numbers = Numbers(11);
-    for (m, n, k) in [(1, 1, 1), (64, 64, 64), (7, 50, 33), (13, 16, 1), (64, 17, 600), (3, 49, 0)] {
-        let (a, b) = (numbers.values(m * (k + 2) + 5), numbers.values(k * (n + 2) + 5));
-        let transpose = |data: &[f32], rows: usize, cols: usize| -> Vec<f32> {
-            (0..cols * (rows + 1))
-                .map(|i| if i % (rows + 1) < rows { data[i % (rows + 1) * (cols + 2) + i / (rows + 1)] } else { 9.0 })
-                .collect()
-        };
-        let spread = |data: &[f32]| -> Vec<f32> { data.iter().flat_map(|&value| [value, 9.0]).collect() };
-        let (a_t, b_t, b_spread) = (transpose(&a, m, k), transpose(&b, k, n), spread(&b));
-        let start = numbers.values(m * (n + 3));
-        let mut expected = start.clone();
-        let store = Store::add(Compute::F32).scaled(0.5);
-        let a_view = MatRef { data: &a, rows: m, cols: k, stride: k + 2 };
-        let b_view = WeightRef::F32(MatRef { data: &b, rows: k, cols: n, stride: n + 2 });
-        reference::matmul_nn(a_view, b_view, padded_mut(&mut expected, m, n), store);
-        for path in CpuPath::available() {
-            for a in [Strided::rows(&a, k + 2), Strided::rows(&a_t, m + 1).transposed()] {
-                let spread = Strided { data: &b_spread, row: 2 * (n + 2), col: 2 };
-                for b in [Strided::rows(&b, n + 2), Strided::rows(&b_t, k + 1).transposed(), spread] {
-                    let mut actual = start.clone();
-                    let product = Small { shape: (m, n, k), a, b, alpha: 0.5, accumulate: true };
-                    gemm_f32(path, &product, &mut actual, n + 3);
-                    assert_close(&actual, &expected, 1e-5, &format!("{m}x{n}x{k} {}", path.name()));
                 }
             }
         }
