@@ -2,6 +2,7 @@
 
 pub mod block;
 pub mod cache;
+pub mod gguf;
 pub mod hf_config;
 pub mod layer;
 pub mod llama;
