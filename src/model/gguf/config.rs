@@ -58,7 +58,7 @@ pub fn config_json(file: &GgufFile, dtype: SourceDtype) -> Result<Value> {
     let key = |name: &str| format!("{prefix}.{name}");
     refuse_what_is_not_computed(file, prefix)?;
     let needed = |name: &str| -> Result<usize> {
-        file.size(&key(name))?.ok_or_else(|| file.wrong(&key(name), "a whole number of at least 1"))
+        file.size(&key(name))?.ok_or_else(|| file.wrong(&key(name), "a whole number from 1 to 2^31"))
     };
     let (hidden, heads) = (needed("embedding_length")?, needed("attention.head_count")?);
     let head_dim = head_dim(file, prefix, hidden, heads)?;
@@ -163,7 +163,7 @@ fn vocab_size(file: &GgufFile, prefix: &str) -> Result<usize> {
         return Ok(embedding.shape[0]);
     }
     let key = format!("{prefix}.vocab_size");
-    file.size(&key)?.ok_or_else(|| file.wrong(&key, "a whole number of at least 1"))
+    file.size(&key)?.ok_or_else(|| file.wrong(&key, "a whole number from 1 to 2^31"))
 }
 
 #[cfg(test)]

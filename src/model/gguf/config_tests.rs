@@ -62,7 +62,7 @@ fn what_is_not_computed_is_refused() {
     assert!(number("llama.rope.dimension_count", 2).contains("expected 4, the width of a head, found 2"));
     assert!(number("llama.attention.value_length", 8).contains("expected 4"));
     assert!(number("llama.attention.head_count", 3).contains("expected a divisor of llama.embedding_length = 8"));
-    assert!(number("llama.attention.head_count", 0).contains("at least 1, found 0"));
+    assert!(number("llama.attention.head_count", 0).contains("from 1 to 2^31, found 0"));
     assert!(number("llama.logit_scale", 2).contains("no such factor"));
     assert_eq!(
         number("llama.block_count", 2),
@@ -71,7 +71,7 @@ fn what_is_not_computed_is_refused() {
     let missing = refusal(|b| {
         b.without("llama.context_length");
     });
-    assert_eq!(missing, "llama.context_length: expected a whole number of at least 1, found nothing");
+    assert_eq!(missing, "llama.context_length: expected a whole number from 1 to 2^31, found nothing");
     let layers = refusal(|b| {
         b.without("llama.attention.head_count").i32s("llama.attention.head_count", &[2, 1]);
     });

@@ -8,6 +8,7 @@ use memmap2::Mmap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+const MAX_SIZE: usize = 1 << 31;
 const DAMAGED: &str = "the file is damaged or cut: fetch it again";
 
 /// A mapped GGUF file with a sound header.
@@ -120,18 +121,21 @@ impl GgufFile {
         })
     }
 
-    /// A size of at least 1; for a list of one for each layer, the one that they all are.
+    /// A size from 1 to 2^31, so that the product of two is a number; for a list of one for each layer, the one that
+    /// they all are.
     pub fn size(&self, key: &str) -> Result<Option<usize>> {
         if let Some(numbers) = self.numbers_or_none(key) {
             let same = numbers.iter().all(|number| *number == numbers[0]);
             return match numbers.first() {
-                Some(&first) if same && first >= 1.0 && first.fract() == 0.0 => Ok(Some(first as usize)),
+                Some(&first) if same && (1.0..=MAX_SIZE as f64).contains(&first) && first.fract() == 0.0 => {
+                    Ok(Some(first as usize))
+                }
                 _ => Err(self.wrong(key, "one size for all layers")),
             };
         }
-        let wrong = || self.wrong(key, "a whole number of at least 1");
+        let wrong = || self.wrong(key, "a whole number from 1 to 2^31");
         let Some(value) = self.whole(key)? else { return Ok(None) };
-        usize::try_from(value).ok().filter(|&value| value > 0).map(Some).ok_or_else(wrong)
+        usize::try_from(value).ok().filter(|value| (1..=MAX_SIZE).contains(value)).map(Some).ok_or_else(wrong)
     }
 
     fn numbers_or_none(&self, key: &str) -> Option<Vec<f64>> {

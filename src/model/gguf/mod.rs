@@ -21,6 +21,7 @@ pub use tokenizer::TokenizerFiles;
 
 use super::hf_config::ModelConfig;
 use super::load::TensorSource;
+use crate::data::tokenize::Tokenizer;
 use crate::error::{Error, Result};
 use crate::quant::file::{RawTensor, StoredDtype};
 use crate::quant::{Nf4Matrix, SourceDtype};
@@ -109,6 +110,15 @@ impl Gguf {
     /// Errors: a kind of tokenizer that is not known here, lists that do not fit each other.
     pub fn tokenizer(&self) -> Result<TokenizerFiles> {
         tokenizer::files(&self.file, self.config.vocab_size)
+    }
+
+    /// The tokenizer, ready to use.
+    ///
+    /// Errors: as [`Gguf::tokenizer`]; a temporary folder cannot be written.
+    pub fn load_tokenizer(&self) -> Result<Tokenizer> {
+        let folder = tempfile::tempdir().map_err(|e| Error::io(&std::env::temp_dir(), "write into", e))?;
+        self.write_description(folder.path())?;
+        Tokenizer::load(folder.path(), Some(self.config.vocab_size)).map_err(|e| e.at(self.path().display()))
     }
 
     /// Writes everything of a model folder but the weights: `config.json`, `tokenizer.json`, `tokenizer_config.json`,

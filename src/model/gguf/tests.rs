@@ -128,6 +128,29 @@ fn a_damaged_file_is_named() {
 }
 
 #[test]
+fn a_model_with_any_damage_opens_or_is_refused() {
+    let file = Builder::tiny().build();
+    let data: usize = Builder::tiny().tensors().iter().map(|tensor| tensor.bytes.len().next_multiple_of(32)).sum();
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("damaged.gguf");
+    let mut opened = 0;
+    for at in 4..file.len() - data {
+        for damage in [0x00, 0x7f] {
+            let mut damaged = file.clone();
+            damaged[at] = damage;
+            std::fs::write(&path, damaged).unwrap();
+            let Ok(gguf) = Gguf::open(&path, None) else { continue };
+            opened += 1;
+            gguf.tensors().for_each(|(name, ..)| drop(gguf.get(name).unwrap()));
+            // Building the tokenizer takes most of the time.
+            let files = gguf.tokenizer().ok().filter(|_| at % 5 == 0);
+            let _ = files.map(|files| tokenizers::Tokenizer::from_bytes(files.tokenizer.to_string()));
+        }
+    }
+    assert!(opened > 100, "most bytes of texts do not matter: {opened} opened");
+}
+
+#[test]
 fn a_gguf_file_is_known_by_its_name_or_its_beginning() {
     let place = tempfile::tempdir().unwrap();
     let path = place.path().join("model.bin");
@@ -144,7 +167,7 @@ fn the_description_is_a_folder_that_reads_back() {
     let names = gguf.write_description(place.path()).unwrap();
     assert_eq!(names, ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"]);
     assert_eq!(ModelConfig::from_folder(place.path()).unwrap().raw, gguf.config().raw);
-    let tokenizer = crate::data::tokenize::Tokenizer::load(place.path(), Some(6)).unwrap();
+    let tokenizer = gguf.load_tokenizer().unwrap();
     assert_eq!(tokenizer.encode_plain("ab a").unwrap(), [4, 5, 2]);
     assert_eq!(tokenizer.special().eos.as_ref().unwrap().text, "</s>");
 }
