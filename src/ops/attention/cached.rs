@@ -1,11 +1,15 @@
 //! Decoding: new queries of one sequence against the keys and values of all its rows so far.
 
-use super::forward::BlockState;
+use super::block::BlockState;
 use super::parallel::in_order;
+use super::product::PADDING;
+use super::row;
 use super::rows::{Lanes, Rows, Shared};
 use super::visible::Limits;
 use super::{AttentionShape, BLOCK};
 use crate::device::{cpu_path, CpuPath};
+use std::ops::Range;
+use std::sync::OnceLock;
 
 /// The keys and values of one sequence.
 #[derive(Clone, Copy)]
@@ -35,31 +39,113 @@ pub(super) fn cached_forward_on(path: CpuPath, shape: AttentionShape, q: &[f32],
     assert_eq!(cache.keys.len(), shape.kv_width() * cache.capacity);
     assert_eq!(cache.values.len(), cache.keys.len());
     assert!(cache.past + rows <= cache.capacity, "{} + {rows} rows, {} fit", cache.past, cache.capacity);
-    // All query rows of a key-value head, row by row and within a row head by head, in blocks.
-    let lanes = rows * shape.group();
-    let blocks = lanes.div_ceil(BLOCK);
+    let plan = Plan::new(shape, rows, cache);
     let out = Shared::new(out);
-    in_order(shape.kv_heads * blocks, |task| {
-        let (kv_head, block) = (task % shape.kv_heads, blocks - 1 - task / shape.kv_heads);
-        let range = block * BLOCK..lanes.min((block + 1) * BLOCK);
-        let row_of = |lane: usize| (range.start + lane) / shape.group();
-        let starts: [usize; BLOCK] = std::array::from_fn(|lane| {
-            let head = kv_head * shape.group() + (range.start + lane) % shape.group();
-            row_of(lane) * shape.query_width() + head * shape.head_dim
-        });
-        let starts = &starts[..range.len()];
-        let limits = Limits::new(starts.len(), |lane| cache.past + row_of(lane) + 1);
-        let mut state = BlockState::new(shape.head_dim, starts.len());
-        state.load_queries(path, Lanes { data: q, starts, head_dim: shape.head_dim }, shape.scale());
-        let size = cache.capacity * shape.head_dim;
-        let place = kv_head * size..(kv_head + 1) * size;
-        let keys = Rows { data: &cache.keys[place.clone()], stride: shape.head_dim, head_dim: shape.head_dim };
-        let values = Rows { data: &cache.values[place], ..keys };
-        let visible = cache.past + row_of(starts.len() - 1) + 1;
-        state.attend(path, (keys, values), 0..visible, &limits);
-        for (lane, &start) in starts.iter().enumerate() {
-            // SAFETY: no other task has this head of this row.
-            state.write(lane, unsafe { out.slice(start, shape.head_dim) });
+    let states: Vec<OnceLock<BlockState>> = (0..plan.tasks()).map(|_| OnceLock::new()).collect();
+    let write = |kv_head: usize, block: usize, state: &BlockState| {
+        for lane in plan.lanes_of(block) {
+            let start = plan.start(kv_head, lane);
+            // SAFETY: one task writes this head of this row, after all others that read it have ended.
+            state.write(lane - block * BLOCK, unsafe { out.slice(start, shape.head_dim) });
         }
-    });
+    };
+    let attend = |task: usize| {
+        // The last queries see most keys: longest first.
+        let (kv_head, part) = (task % shape.kv_heads, task / shape.kv_heads % plan.parts);
+        let block = plan.blocks - 1 - task / (shape.kv_heads * plan.parts);
+        let state = plan.attend(path, q, cache, (kv_head, block, part));
+        if plan.parts == 1 {
+            write(kv_head, block, &state);
+        } else {
+            let _ = states[task].set(state);
+        }
+    };
+    if plan.work() < SERIAL {
+        (0..plan.tasks()).for_each(attend);
+    } else {
+        in_order(plan.tasks(), attend);
+    }
+    if plan.parts > 1 {
+        let mut states = states.into_iter().filter_map(OnceLock::into_inner);
+        let mut merged: Vec<BlockState> = states.by_ref().take(shape.kv_heads).collect();
+        for (i, state) in states.enumerate() {
+            merged[i % shape.kv_heads].merge(&state);
+        }
+        merged.iter().enumerate().for_each(|(kv_head, state)| write(kv_head, 0, state));
+    }
+}
+
+/// Below this many products the call runs on the calling thread: waking others would take longer.
+const SERIAL: usize = 1 << 21;
+/// Keys of one task when few queries would leave threads idle.
+const PART: usize = 256;
+
+/// How the work is cut, which depends on sizes only.
+///
+/// Lanes are all query rows of a key-value head, row by row and within a row head by head, in blocks; if there is one
+/// block only, its keys are cut into parts, whose results are merged in order.
+struct Plan {
+    shape: AttentionShape,
+    past: usize,
+    rows: usize,
+    lanes: usize,
+    blocks: usize,
+    parts: usize,
+}
+
+impl Plan {
+    fn new(shape: AttentionShape, rows: usize, cache: CacheView<'_>) -> Plan {
+        let lanes = rows * shape.group();
+        let blocks = lanes.div_ceil(BLOCK);
+        let parts = if blocks == 1 { (cache.past + rows).div_ceil(PART) } else { 1 };
+        Plan { shape, past: cache.past, rows, lanes, blocks, parts }
+    }
+
+    fn tasks(&self) -> usize {
+        self.shape.kv_heads * self.blocks * self.parts
+    }
+
+    /// Products, about.
+    fn work(&self) -> usize {
+        let lanes = self.lanes.next_multiple_of(PADDING);
+        2 * self.shape.kv_width() * lanes * (self.past + self.rows)
+    }
+
+    fn lanes_of(&self, block: usize) -> Range<usize> {
+        block * BLOCK..self.lanes.min((block + 1) * BLOCK)
+    }
+
+    /// Where a lane's values start in q and out.
+    fn start(&self, kv_head: usize, lane: usize) -> usize {
+        let (row, head) = (lane / self.shape.group(), kv_head * self.shape.group() + lane % self.shape.group());
+        row * self.shape.query_width() + head * self.shape.head_dim
+    }
+
+    /// Keys that a lane sees.
+    fn limit(&self, lane: usize) -> usize {
+        self.past + lane / self.shape.group() + 1
+    }
+
+    fn attend(&self, path: CpuPath, q: &[f32], cache: CacheView<'_>, task: (usize, usize, usize)) -> BlockState {
+        let (kv_head, block, part) = task;
+        let (head_dim, range) = (self.shape.head_dim, self.lanes_of(block));
+        let starts: [usize; BLOCK] = std::array::from_fn(|lane| self.start(kv_head, range.start + lane));
+        let starts = &starts[..range.len()];
+        let limits = Limits::new(range.len(), |lane| self.limit(range.start + lane));
+        let size = cache.capacity * head_dim;
+        let place = kv_head * size..(kv_head + 1) * size;
+        let keys = Rows { data: &cache.keys[place.clone()], stride: head_dim, head_dim };
+        let values = Rows { data: &cache.values[place], ..keys };
+        let visible = self.limit(range.end - 1);
+        let visible = if self.parts == 1 { 0..visible } else { part * PART..visible.min((part + 1) * PART) };
+        let mut state = BlockState::new(head_dim, range.len());
+        if self.rows == 1 && self.lanes <= row::LANES {
+            let queries = &q[starts[0]..starts[0] + self.lanes * head_dim];
+            row::attend(path, &mut state, (queries, self.shape.scale()), (keys, values), visible);
+            return state;
+        }
+        state.load_queries(path, Lanes { data: q, starts, head_dim }, self.shape.scale());
+        state.attend(path, (keys, values), visible, &limits);
+        state
+    }
 }

@@ -1,13 +1,11 @@
 //! Forward: one task per (segment, query head, block of 64 queries).
 
-use super::parallel::{in_order, scratch};
-use super::product::{product, Before, Left, Right, Size, Target, PADDING};
-use super::rows::{pack_transposed, Lanes, Rows, Shared};
-use super::softmax::{online_softmax, Running};
+use super::block::BlockState;
+use super::parallel::in_order;
+use super::rows::{Lanes, Rows, Shared};
 use super::visible::Limits;
 use super::{check_segments, gaps, AttentionShape, BLOCK};
 use crate::device::{cpu_path, CpuPath};
-use crate::ops::Matrix;
 use std::ops::Range;
 
 /// Attention of every row over its own segment.
@@ -100,90 +98,5 @@ fn run(path: CpuPath, shape: AttentionShape, inputs: Inputs, task: &Task, output
         };
         state.write(lane, out);
         lse[0] = state.lse(lane);
-    }
-}
-
-/// A block of up to [`BLOCK`] queries on its way over the keys.
-pub(super) struct BlockState {
-    head_dim: usize,
-    /// Lanes of a score tile: queries, rounded up to whole registers.
-    width: usize,
-    /// Length of a row of outputs or values: `head_dim`, rounded up to whole registers.
-    padded: usize,
-    lanes: usize,
-    /// `[head_dim, width]`, scaled.
-    queries: Matrix,
-    /// `[BLOCK, width]`.
-    scores: Matrix,
-    /// `[BLOCK, padded]`.
-    values: Matrix,
-    /// `[lanes, padded]`, to be divided by the running sum.
-    outputs: Matrix,
-    running: Running,
-}
-
-impl BlockState {
-    pub fn new(head_dim: usize, lanes: usize) -> BlockState {
-        let arena = scratch();
-        let (width, padded) = (lanes.next_multiple_of(PADDING), head_dim.next_multiple_of(PADDING));
-        BlockState {
-            head_dim,
-            width,
-            padded,
-            lanes,
-            queries: arena.matrix(head_dim, width),
-            scores: arena.matrix(BLOCK, width),
-            values: arena.matrix(BLOCK, padded),
-            outputs: arena.zeros(lanes, padded),
-            running: Running::new(),
-        }
-    }
-
-    /// Takes the queries in, times `scale`.
-    pub fn load_queries(&mut self, path: CpuPath, queries: Lanes<'_>, scale: f32) {
-        pack_transposed(path, queries, scale, self.width, &mut self.queries);
-    }
-
-    /// Goes over a range of keys, of which each lane sees those below its limit.
-    pub fn attend(&mut self, path: CpuPath, (keys, values): (Rows, Rows), range: Range<usize>, limits: &Limits) {
-        let (width, padded) = (self.width, self.padded);
-        for first in range.clone().step_by(BLOCK) {
-            let tile = limits.tile(first, BLOCK.min(range.end - first));
-            let scores = &mut self.scores[..tile.count * width];
-            for (strip, lane) in tile.strips() {
-                let size = Size { rows: strip.len(), columns: width - lane, depth: self.head_dim };
-                let right = Right { data: &self.queries[lane..], row: width };
-                let data = &mut scores[strip.start * width + lane..];
-                product(
-                    path,
-                    size,
-                    keys.left(first + strip.start),
-                    right,
-                    Target { data, row: width, before: Before::Drop },
-                );
-            }
-            online_softmax(path, tile, scores, &mut self.running);
-            let right = values.right(first, tile.count, &mut self.values);
-            for (lanes, count) in tile.columns(self.lanes) {
-                let size = Size { rows: lanes.len(), columns: padded, depth: count };
-                let left = Left { data: &scores[lanes.start..], row: 1, step: width };
-                let before = Before::Scale(&self.running.decay[lanes.start..]);
-                let data = &mut self.outputs[lanes.start * padded..];
-                product(path, size, left, right, Target { data, row: padded, before });
-            }
-        }
-    }
-
-    /// ln Σ exp(score) of a lane.
-    pub fn lse(&self, lane: usize) -> f32 {
-        self.running.maximum[lane] + self.running.sum[lane].ln()
-    }
-
-    /// Writes a lane's output.
-    pub fn write(&self, lane: usize, out: &mut [f32]) {
-        let inverse = 1.0 / self.running.sum[lane];
-        for (out, value) in out.iter_mut().zip(&self.outputs[lane * self.padded..]) {
-            *out = value * inverse;
-        }
     }
 }

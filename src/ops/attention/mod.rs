@@ -18,11 +18,13 @@
 //! cut relative to their segment and every sum has a fixed order.
 
 mod backward;
+mod block;
 mod cached;
 pub(crate) mod exp;
 mod forward;
 mod parallel;
 mod product;
+mod row;
 mod rows;
 pub(crate) mod simd;
 mod softmax;

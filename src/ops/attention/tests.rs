@@ -285,14 +285,32 @@ fn a_unit_cut_into_pieces_has_the_right_gradients() {
 }
 
 #[test]
-fn huge_scores_stay_finite() {
+fn tiny_and_huge_scores_stay_finite() {
     for path in CpuPath::available() {
         for by in [1e-30f32, 1e3, 1e10, 5e18] {
             let mut case = Case::new(2, 1, 16, 80, &[0..80]);
             case.q.iter_mut().chain(&mut case.k).for_each(|x| *x *= by);
-            let (out, lse) = case.forward(path);
+            let Results { out, lse, gradients } = case.run(path);
             assert!(out.iter().all(|x| x.abs() <= 1.001), "{path:?} {by}");
-            assert!(lse.iter().all(|x| !x.is_nan()), "{path:?} {by}");
+            assert!(lse.iter().all(|x| x.is_finite()), "{path:?} {by}");
+            assert!(gradients.iter().flatten().all(|x| x.is_finite()), "{path:?} {by}");
+            let decoded = through_cache(path, &case, 1, 80);
+            assert!(decoded.iter().all(|x| x.abs() <= 1.001), "{path:?} {by}");
+        }
+    }
+}
+
+#[test]
+fn scores_that_overflow_still_give_a_weighted_mean() {
+    for path in CpuPath::available() {
+        for (q, k) in [(1e30, 1e30), (1e30, -1e30)] {
+            let mut case = Case::new(2, 1, 16, 20, &[0..20]);
+            case.q.fill(q);
+            case.k.fill(k);
+            let (out, lse) = case.forward(path);
+            assert!(out.iter().all(|x| x.abs() <= 1.001), "{path:?} {q} {k}");
+            assert!(lse.iter().all(|x| x.is_finite()), "{path:?} {q} {k}");
+            assert!(through_cache(path, &case, 1, 20).iter().all(|x| x.abs() <= 1.001), "{path:?} {q} {k}");
         }
     }
 }
@@ -343,6 +361,29 @@ fn decoding_through_the_cache_equals_the_forward() {
                 let out = through_cache(path, &case, chunk, 160);
                 assert_close(&out, &truth, 2e-6, &format!("{:?} {path:?} chunks of {chunk}", case.shape));
             }
+        }
+    }
+}
+
+#[test]
+fn a_long_cache_read_in_parts_equals_the_forward() {
+    let case = Case::new(3, 1, 24, 600, &[0..600]);
+    let (truth, _) = reference::forward(case.shape, &case.q, &case.k, &case.v, &case.segments);
+    for path in CpuPath::available() {
+        for chunk in [1, 3, 590] {
+            let out = through_cache(path, &case, chunk, 600);
+            assert_close(&out, &truth, 2e-6, &format!("{path:?} chunks of {chunk}"));
+        }
+    }
+}
+
+#[test]
+fn decoding_gives_the_same_bits_with_any_number_of_threads() {
+    let case = Case::new(6, 2, 64, 700, &[0..700]);
+    for path in CpuPath::available() {
+        let one = in_pool(1, || through_cache(path, &case, 1, 700));
+        for threads in [2, 3] {
+            assert_eq!(bits(&one), bits(&in_pool(threads, || through_cache(path, &case, 1, 700))), "{path:?}");
         }
     }
 }

@@ -91,7 +91,7 @@ unsafe fn dot_f32<const T: usize>(args: &Dot, sums: &mut [f32; MOST_ROWS]) {
 /// Transposes 16 registers of 16 words.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn transpose_16x16(rows: [__m512i; 16]) -> [__m512i; 16] {
+pub(super) fn transpose_16x16(rows: [__m512i; 16]) -> [__m512i; 16] {
     let zero = _mm512_setzero_si512();
     let (mut by_two, mut by_four) = ([zero; 16], [zero; 16]);
     for i in 0..8 {
@@ -153,4 +153,5 @@ pub(super) static F32: Kernels = Kernels {
     dots: dot_row!(dot_f32),
     pairs: None,
     transpose,
+    codes: Some(&super::gemv_nf4_x86::AVX512),
 };

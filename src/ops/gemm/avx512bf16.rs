@@ -113,6 +113,8 @@ unsafe fn pair_neighbours(from: &[f32], to: &mut [f32]) {
     let to = &mut to[..from.len().div_ceil(2)];
     for (from, to) in from.chunks(32).zip(to.chunks_mut(16)) {
         let (low, high) = (first_lanes(from.len()), first_lanes(from.len().saturating_sub(16)));
+        _mm_prefetch::<_MM_HINT_T0>(from.as_ptr().wrapping_add(1024).cast());
+        _mm_prefetch::<_MM_HINT_T0>(from.as_ptr().wrapping_add(1040).cast());
         // SAFETY: the masks keep the accesses inside the chunks; the high address stays inside or one past the end.
         unsafe {
             let words = narrow(
@@ -150,4 +152,5 @@ pub(super) static BF16: Kernels = Kernels {
     dots: dot_row!(dot_pairs),
     pairs: Some(PairFns { neighbours: pair_neighbours, rows: pair_rows }),
     transpose,
+    codes: Some(&super::gemv_nf4_x86::PAIRS),
 };

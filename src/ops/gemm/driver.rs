@@ -14,11 +14,17 @@ use crate::ops::matrix::MatMut;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Panels of a job at most: the part of A in use stays in the L2 cache from one to the next.
-const PANELS_PER_JOB: usize = 8;
+/// Panels of a job at most: with few, the piece of C that the depth blocks add to stays in the cache.
+const PANELS_PER_JOB: usize = 2;
+
+/// Jobs for each thread, if there are as many panels: a thread that is held up leaves the rest to the others.
+const JOBS_PER_THREAD: usize = 4;
 
 /// Rows of a job at least, where rows are split: packing a panel again for each job must stay cheap.
 const ROWS_PER_JOB: usize = 128;
+
+/// Rows multiplied between two fetches for the next panel: whole tiles of every height that the kernels prefer.
+const ROWS_PER_FETCH: usize = 24;
 
 /// `C (+)= alpha · A · B`.
 pub(super) struct Product<'a> {
@@ -73,16 +79,17 @@ pub(super) fn run(product: Product<'_>) {
     let shared = Shared {
         kernels,
         source,
-        rows: left.prepare(kernels, threads, panels.count),
+        rows: left.prepare(kernels, threads),
         target: Target(target.data.as_mut_ptr()),
         target_stride: target.stride,
         depth,
         store,
         panels,
     };
-    let column_jobs = Cuts::into(panels.count, 1, panels.count.div_ceil(PANELS_PER_JOB).next_multiple_of(threads));
-    let wanted = if panels.count < 4 * threads { (4 * threads).div_ceil(panels.count) } else { 1 };
-    let row_jobs = Cuts::into(rows, 8, if threads == 1 { 1 } else { wanted.min(rows / ROWS_PER_JOB).max(1) });
+    let wanted = JOBS_PER_THREAD * threads;
+    let column_jobs = Cuts::into(panels.count, 1, panels.count.div_ceil(PANELS_PER_JOB).max(wanted.min(panels.count)));
+    let row_parts = if threads == 1 { 1 } else { wanted.div_ceil(panels.count).min(rows / ROWS_PER_JOB).max(1) };
+    let row_jobs = Cuts::into(rows, 8, row_parts);
     for_each(threads, column_jobs.count * row_jobs.count, |job| {
         shared.job(column_jobs.get(job / row_jobs.count), row_jobs.get(job % row_jobs.count));
     });
@@ -98,36 +105,51 @@ impl Shared<'_> {
         let mut scratch = Scratch::take(deepest_words() * stride + STRIPS);
         let (strips, panel) = scratch.words().split_at_mut(STRIPS);
         let blocks = depth_blocks(self.depth, self.kernels.per_word());
-        for block in 0..blocks.count {
-            let depth = blocks.get(block);
-            for index in panels.clone() {
-                let columns = self.panels.get(index);
-                let stride = columns.len().next_multiple_of(self.kernels.width);
-                let to = Panel { columns: columns.clone(), depth: depth.clone(), stride, to: panel, strips };
-                self.source.pack(self.kernels, to);
-                self.tiles(panel, columns, depth.clone(), rows.clone());
-            }
+        let pieces = blocks.count * panels.len();
+        let piece = |i: usize| (blocks.get(i / panels.len()), self.panels.get(panels.start + i % panels.len()));
+        for i in 0..pieces {
+            let (depth, columns) = piece(i);
+            let stride = columns.len().next_multiple_of(self.kernels.width);
+            let to = Panel { columns: columns.clone(), depth: depth.clone(), stride, to: panel, strips };
+            self.source.pack(self.kernels, to);
+            let next = (i + 1 < pieces).then(|| piece(i + 1));
+            self.tiles(panel, columns, depth, rows.clone(), next);
         }
     }
 
-    /// All tiles of one panel.
-    fn tiles(&self, panel: &[f32], columns: Range<usize>, depth: Range<usize>, rows: Range<usize>) {
+    /// All tiles of one panel. In between, what the next panel will be packed from is fetched.
+    fn tiles(
+        &self,
+        panel: &[f32],
+        columns: Range<usize>,
+        depth: Range<usize>,
+        rows: Range<usize>,
+        next: Option<(Range<usize>, Range<usize>)>,
+    ) {
         let per_word = self.kernels.per_word();
-        let tile = Tile {
-            depth: depth.len().div_ceil(per_word),
-            a: self.rows.start.wrapping_add(rows.start * self.rows.stride + depth.start / per_word),
-            a_row: self.rows.stride,
-            a_depth: 1,
-            b: panel.as_ptr(),
-            b_depth: columns.len().next_multiple_of(self.kernels.width),
-            c: self.target.get().wrapping_add(rows.start * self.target_stride + columns.start),
-            c_row: self.target_stride,
-            last: 0,
-            alpha: self.store.alpha,
-            accumulate: self.store.accumulate || depth.start > 0,
-        };
-        // SAFETY: the rows exist in A and C, the columns in C, and the panel was packed for this depth; no other job
-        // has these rows and columns. The kernels are of this machine's path.
-        unsafe { self.kernels.run(tile, rows.len(), columns.len()) };
+        let groups = Cuts::at_most(rows.len(), ROWS_PER_FETCH, ROWS_PER_FETCH);
+        for group in 0..groups.count {
+            let part = groups.get(group);
+            if let Some((depth, columns)) = &next {
+                self.source.fetch(columns.clone(), depth.clone(), group, groups.count);
+            }
+            let first = rows.start + part.start;
+            let tile = Tile {
+                depth: depth.len().div_ceil(per_word),
+                a: self.rows.start.wrapping_add(first * self.rows.stride + depth.start / per_word),
+                a_row: self.rows.stride,
+                a_depth: 1,
+                b: panel.as_ptr(),
+                b_depth: columns.len().next_multiple_of(self.kernels.width),
+                c: self.target.get().wrapping_add(first * self.target_stride + columns.start),
+                c_row: self.target_stride,
+                last: 0,
+                alpha: self.store.alpha,
+                accumulate: self.store.accumulate || depth.start > 0,
+            };
+            // SAFETY: the rows exist in A and C, the columns in C, and the panel was packed for this depth; no other
+            // job has these rows and columns. The kernels are of this machine's path.
+            unsafe { self.kernels.run(tile, part.len(), columns.len()) };
+        }
     }
 }

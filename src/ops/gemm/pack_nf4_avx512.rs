@@ -20,8 +20,6 @@ pub(super) struct Piece<'a> {
     pub to: *mut f32,
 }
 
-const SHIFTS: [i32; 8] = [4, 0, 12, 8, 20, 16, 28, 24];
-
 /// Rounds to the dtype that was quantised, nearest even.
 #[inline]
 #[target_feature(enable = "avx512f")]
@@ -56,31 +54,46 @@ pub(super) fn table(scale: f32, dtype: SourceDtype) -> __m512 {
     rounded(_mm512_mul_ps(codebook(), _mm512_set1_ps(scale)), dtype)
 }
 
-/// Shifts that put nibble `lane % 8` of each 32-bit word into the low bits of its lane.
+/// Control of `vpmultishiftqb` that puts code i of a group, whose 8 bytes fill each 64-bit lane, into the low bits of
+/// 32-bit lane i. (The upper bytes of the lanes hold other codes.)
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) fn nibble_shifts() -> __m512i {
-    // SAFETY: SHIFTS has eight words.
-    unsafe { _mm512_broadcast_i64x4(_mm256_loadu_si256(SHIFTS.as_ptr().cast())) }
+pub(super) fn nibble_order() -> __m512i {
+    const ORDER: [u32; 16] = {
+        let mut order = [0; 16];
+        let mut i = 0;
+        while i < 16 {
+            // The even index is in the high nibble.
+            order[i] = (i / 2 * 8 + if i % 2 == 0 { 4 } else { 0 }) as u32;
+            i += 1;
+        }
+        order
+    };
+    // SAFETY: 16 words.
+    unsafe { _mm512_loadu_si512(ORDER.as_ptr().cast()) }
 }
 
-/// Lanes 0-7 take 32-bit word `2 group`, lanes 8-15 word `2 group + 1`.
+/// The 8 bytes of the group at a flat index in each 64-bit lane. Nothing beyond them is touched: a wider load would
+/// wait for the next cache line.
+///
+/// # Safety
+/// The group is readable.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) fn word_of_lane(group: i32) -> __m512i {
-    let (low, high) = (2 * group, 2 * group + 1);
-    _mm512_set_epi32(high, high, high, high, high, high, high, high, low, low, low, low, low, low, low, low)
+pub(super) unsafe fn group_codes(codes: *const u8, start: usize) -> __m512i {
+    // SAFETY: by contract.
+    _mm512_set1_epi64(unsafe { codes.add(start / 2).cast::<i64>().read_unaligned() })
 }
 
 /// Writes groups of 16 values by flat index.
 ///
 /// # Safety
 /// AVX-512 F is available and `to` holds 16 values for each group.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi")]
 pub(super) unsafe fn dequantise_groups(matrix: &Nf4Matrix, groups: Range<usize>, to: &mut [f32]) {
     let scales = ScaleReader::new(matrix);
     let shift = matrix.block.trailing_zeros();
-    let (lanes, shifts) = (word_of_lane(0), nibble_shifts());
+    let order = nibble_order();
     let mut block = usize::MAX;
     let mut values = codebook();
     for (group, to) in groups.zip(to.chunks_exact_mut(16)) {
@@ -89,8 +102,7 @@ pub(super) unsafe fn dequantise_groups(matrix: &Nf4Matrix, groups: Range<usize>,
             values = table(scales.get(block), matrix.dtype);
         }
         let bytes = super::pack_nf4::group_bytes(matrix, group);
-        let words = _mm512_castsi128_si512(_mm_cvtsi64_si128(i64::from_le_bytes(bytes)));
-        let codes = _mm512_srlv_epi32(_mm512_permutexvar_epi32(lanes, words), shifts);
+        let codes = _mm512_multishift_epi64_epi8(order, _mm512_set1_epi64(i64::from_le_bytes(bytes)));
         // SAFETY: `to` is a chunk of 16.
         unsafe { _mm512_storeu_ps(to.as_mut_ptr(), _mm512_permutexvar_ps(codes, values)) };
     }
@@ -179,29 +191,26 @@ pub(super) unsafe fn gather_words(codes: *const u8, starts: &[usize; 16], column
 /// # Safety
 /// AVX-512 F is available; the piece lies inside the matrix, its columns start and end at multiples of 16 and are at
 /// most 128, and the panel holds them at each depth.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi")]
 pub(super) unsafe fn pack_rows_as_depth(piece: &Piece<'_>) {
     let matrix = piece.matrix;
     let scales = ScaleReader::new(matrix);
     let shift = matrix.block.trailing_zeros();
     let groups = piece.columns.len() / 16;
-    let shifts = nibble_shifts();
-    let mask = ((1u16 << groups) - 1) as u8;
+    let order = nibble_order();
     for (depth, row) in piece.rows.clone().enumerate() {
         let start = row * matrix.cols + piece.columns.start;
-        // SAFETY: the mask keeps the load to the 8 bytes of each group.
-        let words = unsafe { _mm512_maskz_loadu_epi64(mask, matrix.codes.as_ptr().add(start / 2).cast()) };
         let mut block = usize::MAX;
         let mut values = _mm512_setzero_ps();
         for group in 0..groups {
-            let now = (start + 16 * group) >> shift;
-            if now != block {
-                block = now;
+            let at = start + 16 * group;
+            if at >> shift != block {
+                block = at >> shift;
                 values = table(scales.get(block), matrix.dtype);
             }
-            let codes = _mm512_srlv_epi32(_mm512_permutexvar_epi32(word_of_lane(group as i32), words), shifts);
-            // SAFETY: the panel holds `groups` vectors at each depth.
+            // SAFETY: the group lies in the matrix; the panel holds `groups` vectors at each depth.
             unsafe {
+                let codes = _mm512_multishift_epi64_epi8(order, group_codes(matrix.codes.as_ptr(), at));
                 let to = piece.to.add(depth * piece.stride + 16 * group);
                 _mm512_storeu_ps(to, _mm512_permutexvar_ps(codes, values));
             }

@@ -5,7 +5,7 @@
 
 use super::avx512bf16::{interleave, narrow};
 use super::pack_nf4::ScaleReader;
-use super::pack_nf4_avx512::{codebook, gather_words, rounded, step_of_rows, word_of_lane, Piece};
+use super::pack_nf4_avx512::{codebook, gather_words, group_codes, nibble_order, rounded, step_of_rows, Piece};
 use crate::quant::SourceDtype;
 use std::arch::x86_64::*;
 
@@ -63,44 +63,33 @@ pub(super) unsafe fn pack_rows_as_columns(piece: &Piece<'_>) {
     }
 }
 
-/// Rotations that put nibble `lane % 8` of each 32-bit word at bit 16 of its lane.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn nibble_rotations() -> __m512i {
-    const ROTATIONS: [i32; 8] = [20, 16, 28, 24, 4, 0, 12, 8];
-    // SAFETY: eight words.
-    unsafe { _mm512_broadcast_i64x4(_mm256_loadu_si256(ROTATIONS.as_ptr().cast())) }
-}
-
 /// Each two rows of the weight become one depth of the panel (B = w), for `cols % 16 == 0`.
 ///
 /// One table of 32 bf16 holds the values of both rows' blocks, so that one lookup yields finished pairs.
 ///
 /// # Safety
 /// As [`super::pack_nf4_avx512::pack_rows_as_depth`], and AVX-512 BF16 is available.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512bf16")]
 pub(super) unsafe fn pack_rows_as_depth(piece: &Piece<'_>) {
     let matrix = piece.matrix;
     let scales = ScaleReader::new(matrix);
     let shift = matrix.block.trailing_zeros();
     let groups = piece.columns.len() / 16;
     let dtype = before_bf16(matrix.dtype);
-    let code = codebook();
-    let (even_shifts, odd_rotations) = (super::pack_nf4_avx512::nibble_shifts(), nibble_rotations());
+    let (code, order) = (codebook(), nibble_order());
     let nibbles = _mm512_set1_epi32(0x000f_000f);
     let second_half = _mm512_set1_epi32(0x0010_0000);
-    let mask = ((1u16 << groups) - 1) as u8;
+    // Nibbles of the odd row go to the third byte of each lane, which the upper half of the pair is looked up with.
+    let odd_order = _mm512_slli_epi32::<16>(order);
     for (depth, even_row) in piece.rows.clone().step_by(2).enumerate() {
         let has_odd = even_row + 1 < piece.rows.end;
         let even_start = even_row * matrix.cols + piece.columns.start;
         let odd_start = if has_odd { even_start + matrix.cols } else { even_start };
-        // SAFETY: the mask keeps the loads to the 8 bytes of each group.
-        let [even_words, odd_words] = [even_start, odd_start]
-            .map(|start| unsafe { _mm512_maskz_loadu_epi64(mask, matrix.codes.as_ptr().add(start / 2).cast()) });
         let mut blocks = (usize::MAX, usize::MAX);
         let mut values = nibbles;
         for group in 0..groups {
-            let now = ((even_start + 16 * group) >> shift, (odd_start + 16 * group) >> shift);
+            let (even_at, odd_at) = (even_start + 16 * group, odd_start + 16 * group);
+            let now = (even_at >> shift, odd_at >> shift);
             if now != blocks {
                 blocks = now;
                 // A missing odd row is zero.
@@ -109,14 +98,14 @@ pub(super) unsafe fn pack_rows_as_depth(piece: &Piece<'_>) {
                 let odd = rounded(_mm512_mul_ps(code, _mm512_set1_ps(odd_scale)), dtype);
                 values = narrow(even, odd);
             }
-            let lanes = word_of_lane(group as i32);
-            let even = _mm512_srlv_epi32(_mm512_permutexvar_epi32(lanes, even_words), even_shifts);
-            let odd = _mm512_rorv_epi32(_mm512_permutexvar_epi32(lanes, odd_words), odd_rotations);
-            // Low half of each lane from `even`, high half from `odd`; then (both & nibbles) | second_half.
-            let both = _mm512_mask_blend_epi16(0xaaaa_aaaa, even, odd);
-            let index = _mm512_ternarylogic_epi32::<0xea>(both, nibbles, second_half);
-            // SAFETY: the panel holds `groups` vectors at each depth.
+            // SAFETY: both groups lie in the matrix; the panel holds `groups` vectors at each depth.
             unsafe {
+                let codes = matrix.codes.as_ptr();
+                let even = _mm512_multishift_epi64_epi8(order, group_codes(codes, even_at));
+                let odd = group_codes(codes, odd_at);
+                let both = _mm512_mask_multishift_epi64_epi8(even, 0x4444_4444_4444_4444, odd_order, odd);
+                // (both & nibbles) | second_half.
+                let index = _mm512_ternarylogic_epi32::<0xea>(both, nibbles, second_half);
                 let to = piece.to.add(depth * piece.stride + 16 * group);
                 _mm512_storeu_si512(to.cast(), _mm512_permutexvar_epi16(index, values));
             }

@@ -96,4 +96,8 @@ impl Vector for __m512 {
             }
         }
     }
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        unsafe { _mm512_reduce_add_ps(self) }
+    }
 }

@@ -45,6 +45,8 @@ pub(crate) trait Vector: Copy {
     unsafe fn select_less(self, bound: Self, yes: Self, no: Self) -> Self;
     /// Transposes `LANES` registers in place.
     unsafe fn transpose(rows: &mut [Self; 16]);
+    /// Sum of all lanes, in an order fixed by the path.
+    unsafe fn sum(self) -> f32;
 }
 
 /// A computation written once for every [`Vector`].
