@@ -11,6 +11,7 @@ pub mod safetensors;
 
 pub use folder::NewFolder;
 pub use import::{import_gguf, ImportSummary};
+pub use folder::{is_companion, NewFolder};
 pub use merge::{merge_folder, MergeDtype, MergeJob};
 pub use quantize::quantize_folder;
 pub use safetensors::{ShardWriter, TensorSpec, Written, SHARD_BYTES};
