@@ -9,7 +9,6 @@ pub mod merge;
 pub mod quantize;
 pub mod safetensors;
 
-pub use folder::NewFolder;
 pub use import::{import_gguf, ImportSummary};
 pub use folder::{is_companion, NewFolder};
 pub use merge::{merge_folder, MergeDtype, MergeJob};
