@@ -7,6 +7,7 @@
 //! [`model`] reads a model and runs it: decoder blocks forward and backward, the stack, the cache;
 //! [`adapter`] are LoRA's parameters and files;
 //! [`optim`] turns gradients into new parameter values;
+//! [`checkpoint`] keeps the state of a run on disk;
 //! [`train`] is the step and the loop around it;
 //! [`export`] writes models: merged, quantised, sharded;
 //! [`generate`] continues text;
@@ -17,6 +18,7 @@
 
 pub mod adapter;
 pub mod bench;
+pub mod checkpoint;
 pub mod cli;
 pub mod config;
 pub mod data;

@@ -3,10 +3,12 @@
 use super::{output, progress};
 use crate::config;
 use crate::device;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::train::config::RunConfig;
+use crate::train::folder::Beginning;
 use crate::train::metrics::{EvalRow, StepRow};
-use crate::train::run::{self, Observer, RunSummary};
+use crate::train::run::{self, Observer, RunOptions, RunSummary};
+use crate::train::signals;
 use clap::Args;
 use indicatif::ProgressBar;
 use std::path::PathBuf;
@@ -21,17 +23,60 @@ pub struct TrainArgs {
     /// Replace a value of the configuration, e.g. `lora.r=32`; may be given again.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
+    /// Go on from the newest checkpoint; refuse to start a new run. Without it an existing run is resumed too, and a
+    /// missing one is started.
+    #[arg(long, conflicts_with = "fresh")]
+    pub resume: bool,
+    /// Start over; an existing run of this name is kept under another name.
+    #[arg(long)]
+    pub fresh: bool,
+    /// Resume although settings changed that do not change what is trained (how often to save or measure, how long, ...).
+    #[arg(long)]
+    pub allow_config_change: bool,
 }
 
 /// Runs `train`.
 pub fn run(args: TrainArgs) -> Result<()> {
     let config: RunConfig = config::load_file(&args.config, &args.overrides)?;
     device::set_threads(Some(config.training.threads).filter(|threads| *threads > 0))?;
+    signals::install();
     let mut screen = Screen::default();
-    let result = run::run(&config, &mut screen);
+    let beginning = match (args.resume, args.fresh) {
+        (true, _) => Beginning::Resume,
+        (_, true) => Beginning::Fresh,
+        _ => Beginning::Auto,
+    };
+    let options = RunOptions {
+        beginning,
+        allow_config_change: args.allow_config_change,
+        stop: &|_| signals::requested().map(|signal| signal.name().to_string()),
+    };
+    let result = run::run(&config, &options, &mut screen);
     screen.finish();
-    show_summary(&config, &result?);
+    show_summary(&config, &result.map_err(|error| with_command(error, &args))?);
     Ok(())
+}
+
+/// An interrupted run says how to resume it.
+fn with_command(error: Error, args: &TrainArgs) -> Error {
+    if error.kind() != ErrorKind::Interrupted {
+        return error;
+    }
+    let mut command = format!("llamantino train {}", quoted(&args.config.to_string_lossy()));
+    for given in &args.overrides {
+        command += &format!(" --set {}", quoted(given));
+    }
+    let what = error.hint_text().unwrap_or_default().to_string();
+    error.hint(format!("{what}: {command}"))
+}
+
+/// `text` as one word of a POSIX shell.
+fn quoted(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
+    match !text.is_empty() && text.chars().all(plain) {
+        true => text.to_string(),
+        false => format!("'{}'", text.replace('\'', "'\\''")),
+    }
 }
 
 /// Shows a run on stderr: a bar on a terminal, plain lines elsewhere.
@@ -92,14 +137,19 @@ impl Observer for Screen {
 
     fn step(&mut self, row: &StepRow, total: u64) {
         self.end_phase();
+        let first = self.steps.is_none();
         let bar = self.steps.get_or_insert_with(|| progress::training(total));
         bar.set_position(row.step);
+        if first {
+            // A resumed run begins in the middle: the steps before say nothing about its speed.
+            bar.reset_eta();
+        }
         bar.set_message(format!(
             "loss {:.4} · lr {:.2e} · {:.0} tok/s · {} MiB",
             row.loss, row.lr, row.tokens_per_s, row.rss_mib
         ));
         let every = (total / 20).max(1);
-        if bar.is_hidden() && (row.step == 1 || row.step % every == 0) {
+        if bar.is_hidden() && (first || row.step.is_multiple_of(every)) {
             output::note(&format!(
                 "step {}/{total}  loss {:.4}  lr {:.2e}  {:.0} tok/s  {} MiB",
                 row.step, row.loss, row.lr, row.tokens_per_s, row.rss_mib

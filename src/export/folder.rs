@@ -94,7 +94,8 @@ impl Drop for NewFolder {
     }
 }
 
-fn is_companion(name: &str) -> bool {
+/// Whether a file of this name belongs to a model beside config and weights.
+pub fn is_companion(name: &str) -> bool {
     const NAMES: [&str; 10] = [
         "tokenizer.json",
         "tokenizer.model",

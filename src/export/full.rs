@@ -39,6 +39,14 @@ pub fn write(out: &Path, config: &Value, companions: &Path, params: &ParamStore,
         writer.write(&param.name, &RawTensor { dtype: stored, shape: shape(param), bytes })?;
     }
     let written = writer.finish()?;
+    write_json(&folder.path().join("config.json"), &config_of(config, dtype))?;
+    folder.copy_companions(companions)?;
+    folder.commit()?;
+    Ok(written)
+}
+
+/// A config.json that says that its weights are of `dtype`.
+pub fn config_of(config: &Value, dtype: SaveDtype) -> Value {
     let mut config = config.clone();
     let name = match dtype {
         SaveDtype::F32 => "float32",
@@ -47,10 +55,7 @@ pub fn write(out: &Path, config: &Value, companions: &Path, params: &ParamStore,
     };
     let key = if config.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
     config[key] = name.into();
-    write_json(&folder.path().join("config.json"), &config)?;
-    folder.copy_companions(companions)?;
-    folder.commit()?;
-    Ok(written)
+    config
 }
 
 /// Norms and biases have one dimension in a checkpoint.

@@ -2,7 +2,9 @@
 
 pub mod block;
 pub mod cache;
+pub mod gguf;
 pub mod hf_config;
+pub mod hub;
 pub mod layer;
 pub mod llama;
 pub mod load;

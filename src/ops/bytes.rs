@@ -1,6 +1,6 @@
-//! Bytes of a weight: owned, or a slice of a memory-mapped safetensors file that stays mapped while anyone reads it.
+//! Bytes of a weight: owned, or a slice of a memory-mapped file that stays mapped while anyone reads it.
 
-use candle_core::safetensors::MmapedSafetensors;
+use std::any::Any;
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ enum Inner {
     /// 64-bit words so that any element type up to 8 bytes is aligned; the length is in bytes.
     Owned(Arc<Vec<u64>>, usize),
     Mapped {
-        _owner: Arc<MmapedSafetensors>,
+        _owner: Arc<dyn Any + Send + Sync>,
         pointer: *const u8,
         len: usize,
     },
@@ -38,8 +38,9 @@ impl Bytes {
         Bytes(Inner::Owned(Arc::new(words), len))
     }
 
-    /// Bytes of `tensor`, which must be a slice out of `owner`'s mapping. Copied if they are not `alignment`-aligned.
-    pub fn mapped(owner: &Arc<MmapedSafetensors>, tensor: &[u8], alignment: usize) -> Bytes {
+    /// Bytes of `tensor`, which must be a slice out of the mapping that `owner` is or keeps. Copied if they are not
+    /// `alignment`-aligned.
+    pub fn mapped<Map: Any + Send + Sync>(owner: &Arc<Map>, tensor: &[u8], alignment: usize) -> Bytes {
         if !(tensor.as_ptr() as usize).is_multiple_of(alignment) {
             return Bytes::owned(tensor);
         }

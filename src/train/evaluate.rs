@@ -21,14 +21,15 @@ pub struct Evaluation<'a> {
     pub compute: Compute,
 }
 
-/// Evaluates `batches`; the sums are over tokens in order, in f64. `progress` is told each finished batch.
+/// Evaluates `batches`; the sums are over tokens in order, in f64. `progress` is told each finished batch and says
+/// whether to go on; `None` if not.
 pub fn evaluate(
     model: &mut Llama,
     evaluation: Evaluation<'_>,
     batches: &[MicroBatch],
     (set, step): (&str, u64),
-    progress: &mut dyn FnMut(usize, usize),
-) -> EvalRow {
+    progress: &mut dyn FnMut(usize, usize) -> bool,
+) -> Option<EvalRow> {
     let Evaluation { params, arena, compute } = evaluation;
     let dora = model.dora_scales(params, arena);
     let (mut sum, mut text_sum, mut targets, mut bytes) = (0.0f64, 0.0f64, 0usize, 0u64);
@@ -42,14 +43,16 @@ pub fn evaluate(
         bytes += batch.text_bytes;
         let text = losses.iter().zip(&batch.text_target).filter(|(_, is_text)| **is_text);
         text_sum += text.map(|(loss, _)| f64::from(*loss)).sum::<f64>();
-        progress(index + 1, batches.len());
+        if !progress(index + 1, batches.len()) {
+            return None;
+        }
     }
     let loss = sum / targets.max(1) as f64;
-    EvalRow {
+    Some(EvalRow {
         step,
         set: set.into(),
         loss,
         perplexity: loss.exp(),
         bits_per_byte: text_sum / std::f64::consts::LN_2 / bytes.max(1) as f64,
-    }
+    })
 }

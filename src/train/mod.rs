@@ -1,17 +1,26 @@
 //! The training run: from a resolved configuration to an adapter (or a full model) in the run's folder.
 //!
-//! [`step`] is one optimizer step, [`evaluate`] the held-out measure, [`metrics`] the log, [`run`] ties them together.
+//! [`folder`] finds out where the run stands, [`start`] loads data and model, [`run`] is the loop, [`step`] one optimizer
+//! step, [`evaluate`] the held-out measure, [`save`] checkpoints and the result, [`metrics`] the log. [`guards`] watch the
+//! losses, [`signals`] listen for the wish to stop.
 
 pub mod config;
+pub mod config_change;
 pub mod evaluate;
+pub mod folder;
+pub mod guards;
 pub mod metrics;
 pub mod run;
+pub mod save;
+pub mod signals;
+pub mod start;
 pub mod step;
 
 pub use config::RunConfig;
 
 use crate::config::{Problems, Section};
 use crate::device::Compute;
+use guards::SpikeConfig;
 use serde::{Deserialize, Serialize};
 
 /// `[training]`: how long, how much at once, how often to look.
@@ -36,10 +45,18 @@ pub struct TrainingConfig {
     pub threads: usize,
     /// Evaluate on the held-out text every so many steps (and before the first and after the last); 0: only then.
     pub evaluate_every: u64,
-    /// Write a checkpoint every so many steps; 0: only at the end.
+    /// Write a checkpoint every so many steps; 0: only at the end and when the run is interrupted.
     pub checkpoint_every: u64,
+    /// How many of the newest checkpoints stay.
+    pub keep_last: usize,
+    /// How many of the best checkpoints stay beside them: those with the least held-out loss at their step.
+    pub keep_best: usize,
+    /// Stop after so many hours, with a checkpoint to resume from; 0: no limit.
+    pub max_hours: f64,
     /// A run of this many skipped (non-finite) steps is stopped.
     pub max_skipped_steps: u64,
+    /// What happens when the loss jumps up and stays up.
+    pub spike: SpikeConfig,
 }
 
 impl Default for TrainingConfig {
@@ -54,8 +71,12 @@ impl Default for TrainingConfig {
             compute: Compute::F32,
             threads: 0,
             evaluate_every: 0,
-            checkpoint_every: 0,
+            checkpoint_every: 100,
+            keep_last: 2,
+            keep_best: 0,
+            max_hours: 0.0,
             max_skipped_steps: 5,
+            spike: SpikeConfig::default(),
         }
     }
 }
@@ -70,6 +91,9 @@ impl Section for TrainingConfig {
         let alpha = self.neftune_alpha;
         problems.expect((0.0..=1e3).contains(&alpha), "neftune_alpha", "0 (off) to 1000", alpha);
         problems.expect(self.threads <= 1024, "threads", "0 (one for each core) to 1024", self.threads);
+        problems.expect(self.keep_last > 0, "keep_last", "at least 1", self.keep_last);
+        problems.expect((0.0..=1e5).contains(&self.max_hours), "max_hours", "0 (no limit) to 100000", self.max_hours);
+        problems.section("spike", &self.spike);
         problems.expect(self.max_skipped_steps > 0, "max_skipped_steps", "at least 1", self.max_skipped_steps);
     }
 }

@@ -1,29 +1,23 @@
-//! A run from configuration to results: folder, data, model, evaluations, steps, adapter.
+//! The loop of a run: evaluate, save, step, until all steps are done or somebody wants it to stop.
 //!
-//! ```text
-//! runs/<name>/  config.toml (resolved)   log.jsonl   adapter/ (PEFT files) or model/ (method = "full")
-//! ```
+//! Invariant: N steps are k steps, a stop of any kind, and N − k steps after resuming: the same bits in values, optimizer,
+//! data order and log (but for times, speed and memory). At the top of the loop everything that is due at the present
+//! step and was not done yet is done, so that it does not matter where an earlier process ended.
 
 use super::config::RunConfig;
 use super::evaluate::{evaluate, Evaluation};
+use super::folder::{Beginning, RunFolder};
+use super::guards::{SkipCounter, SpikeAction, SpikeDetector};
 use super::metrics::{EvalRow, Log, Row, StepRow};
-use super::step::{Engine, StepReport, StepSettings};
-use crate::adapter::peft::{self, Provenance};
-use crate::data::batch::{evaluation_batches, BatchSettings, Batches, MicroBatch};
-use crate::data::corpus::TokenizedCorpus;
-use crate::data::load::{load_text, TextData};
-use crate::data::tokenize::Tokenizer;
-use crate::data::TextDataConfig;
+use super::save::result_path;
+use super::start::Corpora;
+use super::step::{Engine, StepReport};
+use crate::checkpoint::RunState;
 use crate::device;
 use crate::error::{Error, Result};
-use crate::export::full;
-use crate::model::random::RandomWeights;
-use crate::model::weights::{base_hash, HashDepth};
-use crate::model::{self, Checkpoint, Keep, LoadOptions, Method, ModelConfig, TensorSource};
-use crate::ops::{Arena, Gradients};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Instant;
+use crate::model::Method;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 /// What a run tells as it goes on.
 pub trait Observer {
@@ -37,6 +31,16 @@ pub trait Observer {
     fn step(&mut self, row: &StepRow, total: u64);
     /// An evaluation is done.
     fn evaluation(&mut self, row: &EvalRow);
+}
+
+/// How to run, beside what the configuration says.
+pub struct RunOptions<'a> {
+    /// Where to begin.
+    pub beginning: Beginning,
+    /// Go on although keys that do not change what is trained have other values than before.
+    pub allow_config_change: bool,
+    /// Why the run should stop after so many steps, if it should: asked after each step and during evaluations.
+    pub stop: &'a dyn Fn(u64) -> Option<String>,
 }
 
 /// What a run leaves behind.
@@ -56,209 +60,233 @@ pub struct RunSummary {
     pub evaluations: Vec<(EvalRow, EvalRow)>,
 }
 
-/// Runs the configuration.
-pub fn run(config: &RunConfig, observer: &mut dyn Observer) -> Result<RunSummary> {
-    let folder = prepare_folder(config)?;
-    let mut run = Run::load(config, &folder, observer)?;
-    let first = run.evaluate(0, observer)?;
+/// A run between two steps.
+pub(super) struct Run {
+    pub(super) folder: RunFolder,
+    pub(super) engine: Engine,
+    pub(super) corpora: Corpora,
+    pub(super) log: Log,
+    pub(super) config: RunConfig,
+    /// Hash of the base, as quick as its size allows; see [`super::start`].
+    pub(super) base_hash: String,
+    /// Hash of the whole base, once it was needed.
+    pub(super) full_base_hash: Option<String>,
+    pub(super) data_hash: String,
+    pub(super) total_steps: u64,
+    /// Steps done.
+    pub(super) step: u64,
+    pub(super) tokens: u64,
+    pub(super) seconds: f64,
+    pub(super) evaluations: Vec<EvalRow>,
+    pub(super) skips: SkipCounter,
+    pub(super) spike: SpikeDetector,
+    /// Step of the newest checkpoint.
+    pub(super) saved: Option<u64>,
+    /// Whether an evaluation was done since, at the same step: it ended early when that checkpoint was written.
+    pub(super) evaluated_since: bool,
+}
+
+/// Runs the configuration, from the start or from where an earlier process stopped.
+///
+/// # Errors
+/// [`crate::error::ErrorKind::Interrupted`] when it was asked to stop and can be resumed; otherwise whatever went wrong.
+pub fn run(config: &RunConfig, options: &RunOptions<'_>, observer: &mut dyn Observer) -> Result<RunSummary> {
     let start = Instant::now();
-    let total = run.total_steps;
-    let mut skipped = 0;
-    for step in 0..total {
-        let report = run.step(step, observer)?;
-        if !report.updated {
-            skipped += 1;
-            if skipped >= config.training.max_skipped_steps {
-                return Err(Error::failed(format!("{skipped} steps in a row had a non-finite loss or gradient"))
-                    .hint("lower optimizer.learning_rate, or check the data with a small run"));
+    let limit = config.training.max_hours;
+    let stop = |step: u64| {
+        let late = limit > 0.0 && start.elapsed() >= Duration::from_secs_f64(limit * 3600.0);
+        (options.stop)(step).or_else(|| late.then(|| format!("the limit of {limit} hours")))
+    };
+    let (folder, restored) = RunFolder::open(config, options.beginning, options.allow_config_change, observer)?;
+    if let Some(state) = restored.as_ref().map(|restored| &restored.state).filter(|state| is_finished(config, state)) {
+        observer.note(&format!("this run is finished: all {} steps are done", state.total_steps));
+        let evaluations: Vec<EvalRow> = state.evaluations.iter().map(EvalRow::from).collect();
+        return Ok(summary(config, &evaluations, (state.step, state.tokens, state.seconds)));
+    }
+    let mut run = Run::start(config, folder, restored, observer)?;
+    loop {
+        if run.evaluation_is_due() {
+            run.evaluate(&stop, observer)?;
+        }
+        let done = run.step >= run.total_steps;
+        // A wish to stop cannot cut off what is done: only an evaluation that it ended early is left for later.
+        let reason = stop(run.step).filter(|_| !done || run.evaluation_is_due());
+        if run.checkpoint_is_due(reason.is_some()) {
+            if let (_, Some(error)) = run.save_checkpoint()? {
+                observer.warning(&format!("an old checkpoint could not be removed: {error}"));
             }
-        } else {
-            skipped = 0;
         }
-        let every = config.training.evaluate_every;
-        if every > 0 && (step + 1) % every == 0 && step + 1 < total {
-            run.evaluate(step + 1, observer)?;
+        if let Some(reason) = reason {
+            return Err(run.interrupted(&reason));
         }
+        if done {
+            break;
+        }
+        run.step(observer)?;
     }
-    let seconds = start.elapsed().as_secs_f64();
-    let last = run.evaluate(total, observer)?;
-    let result = run.save(config)?;
-    let evaluations = first.into_iter().zip(last).collect();
-    Ok(RunSummary { folder, result, steps: total, tokens: run.tokens, seconds, evaluations })
-}
-
-/// Creates the run's folder and writes the resolved configuration into it.
-fn prepare_folder(config: &RunConfig) -> Result<PathBuf> {
-    let folder = config.folder();
-    if folder.join("log.jsonl").exists() {
-        return Err(Error::usage(format!("{}: a run of this name exists", folder.display()))
-            .hint("choose another name (--set name=\"...\") or remove that folder"));
-    }
-    std::fs::create_dir_all(&folder).map_err(|error| Error::io(&folder, "create", error))?;
-    let path = folder.join("config.toml");
-    std::fs::write(&path, config.to_toml()?).map_err(|error| Error::io(&path, "write", error))?;
-    Ok(folder)
-}
-
-/// What a run trains on and measures itself by.
-struct Corpora {
-    train: Batches,
-    held_out: Vec<(String, Vec<MicroBatch>)>,
-}
-
-impl Corpora {
-    fn load(config: &RunConfig, tokenizer: &Tokenizer, observer: &mut dyn Observer) -> Result<Corpora> {
-        let TextData { train, held_out, report } = load_text(&config.data, tokenizer, &mut |_| {})?;
-        if report.bad_lines.count > 0 {
-            let (count, first) = (report.bad_lines.count, report.bad_lines.first.join("\n  "));
-            observer.warning(&format!("{count} unusable lines skipped, the first:\n  {first}"));
-        }
-        let mut sets: Vec<(String, TokenizedCorpus)> = held_out.into_iter().map(|c| ("held-out".into(), c)).collect();
-        for set in &config.evaluation {
-            let section = TextDataConfig { paths: set.paths.clone(), ..TextDataConfig::default() };
-            sets.push((set.name.clone(), load_text(&section, tokenizer, &mut |_| {})?.train));
-        }
-        for (name, corpus) in [("training", &train)].into_iter().chain(sets.iter().map(|(n, c)| (n.as_str(), c))) {
-            let (documents, tokens, bytes) = (corpus.len(), corpus.text_tokens(), corpus.text_bytes());
-            observer.note(&format!("{name}: {documents} documents, {tokens} tokens, {:.1} KB", bytes as f64 / 1e3));
-        }
-        let settings = BatchSettings {
-            sequence_length: config.data.sequence_length,
-            packing: config.data.packing,
-            windows: config.training.micro_batch,
-            seed: config.seed,
-        };
-        let batches = |c: &TokenizedCorpus| evaluation_batches(c, settings.sequence_length, settings.windows).collect();
-        let held_out = sets.iter().map(|(name, corpus)| (name.clone(), batches(corpus))).collect();
-        Ok(Corpora { train: Batches::new(Arc::new(train), settings)?, held_out })
-    }
-}
-
-struct Run {
-    engine: Engine,
-    corpora: Corpora,
-    log: Log,
-    config: RunConfig,
-    total_steps: u64,
-    tokens: u64,
+    run.save_result()?;
+    Ok(summary(config, &run.evaluations, (run.step, run.tokens, run.seconds)))
 }
 
 impl Run {
-    fn load(config: &RunConfig, folder: &Path, observer: &mut dyn Observer) -> Result<Run> {
-        let model_folder = PathBuf::from(&config.model);
-        let model_config = ModelConfig::from_folder(&model_folder)?;
-        let source: Box<dyn TensorSource> = match config.from_scratch {
-            true => Box::new(RandomWeights::new(config.seed, model_config.initializer_range() as f32)),
-            false => Box::new(Checkpoint::open(&model_folder)?),
-        };
-        let tokenizer = Tokenizer::load(&model_folder, Some(model_config.vocab_size))?;
-        tokenizer.warnings().iter().for_each(|warning| observer.warning(warning));
-        let corpora = Corpora::load(config, &tokenizer, observer)?;
-
-        let continued = config.adapter.as_deref().map(peft::read).transpose()?;
-        let mut options = LoadOptions::training(config.method, config.quantization, &config.lora, config.seed);
-        options.positions = config.data.sequence_length;
-        if let Some(adapter) = &continued {
-            options.lora = Some(adapter.config.clone());
-        }
-        let (mut model, mut params) = model::load(&model_config, source.as_ref(), &options, &mut |done, total| {
-            observer.phase("loading the model", done, total);
-        })?;
-        if let Some(adapter) = continued {
-            adapter.apply(&mut model, &mut params)?;
-        }
-        if params.is_empty() {
-            return Err(Error::usage("nothing would be trained: lora.targets names no linear of this model"));
-        }
-        let keep = if config.training.recompute { Keep::Input } else { Keep::Light };
-        let settings = StepSettings {
-            compute: config.training.compute,
-            keep: vec![keep; model.blocks.len()],
-            max_grad_norm: config.optimizer.max_grad_norm,
-            neftune_alpha: config.training.neftune_alpha,
-            sequence_length: config.data.sequence_length,
-            seed: config.seed,
-        };
-        observer.note(&format!(
-            "{} trainable values in {} tensors, base {:.1} MiB in memory",
-            params.numel(),
-            params.len(),
-            model.frozen_bytes() as f64 / f64::from(1 << 20),
-        ));
-        let optimizer = config.optimizer.build(&params);
-        let grads = Gradients::zeros(&params);
-        let engine = Engine { model, params, grads, optimizer, arena: Arena::new(), settings };
-        let log = Log::append(&folder.join("log.jsonl"))?;
-        let config = config.clone();
-        let mut run = Run { engine, corpora, log, config, total_steps: 0, tokens: 0 };
-        run.total_steps = run.count_steps();
-        Ok(run)
+    fn evaluation_is_due(&self) -> bool {
+        let every = self.config.training.evaluate_every;
+        let due = self.step == 0 || self.step == self.total_steps || (every > 0 && self.step.is_multiple_of(every));
+        due && !self.corpora.held_out.is_empty() && self.evaluations.last().is_none_or(|row| row.step != self.step)
     }
 
-    /// `training.steps`, or what `training.epochs` give.
-    fn count_steps(&self) -> u64 {
-        let training = &self.config.training;
-        if training.steps > 0 {
-            return training.steps;
-        }
-        let per_epoch = self.corpora.train.steps_per_epoch(training.accumulation as u64) as f64;
-        ((per_epoch * training.epochs).ceil() as u64).max(1)
+    fn checkpoint_is_due(&self, stopping: bool) -> bool {
+        let every = self.config.training.checkpoint_every;
+        let due = stopping || self.step == self.total_steps || (every > 0 && self.step.is_multiple_of(every));
+        due && self.step > 0 && (self.saved != Some(self.step) || self.evaluated_since)
     }
 
-    fn step(&mut self, step: u64, observer: &mut dyn Observer) -> Result<StepReport> {
+    /// One optimizer step, and what the guards say to it.
+    fn step(&mut self, observer: &mut dyn Observer) -> Result<()> {
         let (training, total) = (&self.config.training, self.total_steps);
         let count = self.corpora.train.left_in_epoch().min(training.accumulation as u64);
         let batches: Vec<_> = (0..count).map(|_| self.corpora.train.next_micro_batch()).collect();
-        let rates = self.config.optimizer.learning_rates(self.config.schedule.multiplier(step, total));
+        let rates = self.config.optimizer.learning_rates(self.config.schedule.multiplier(self.step, total));
         let start = Instant::now();
-        let report = self.engine.step(step, &batches, &rates);
+        let report = self.engine.step(self.step, &batches, &rates);
+        let seconds = start.elapsed().as_secs_f64();
+        if self.step == 0 {
+            check_first(&report)?;
+        }
+        self.step += 1;
         self.tokens += report.tokens as u64;
+        self.seconds += seconds;
+        if self.skips.observe(report.updated) {
+            self.left_out(&report, observer)?;
+            return Err(self.stopped(&format!(
+                "{} steps in a row had a loss or gradient that was not finite",
+                self.skips.skips().in_a_row
+            )));
+        }
+        if !report.updated {
+            return self.left_out(&report, observer);
+        }
         let row = StepRow {
-            step: step + 1,
+            step: self.step,
             loss: report.loss,
             lr: rates.base,
             grad_norm: report.grad_norm,
             tokens: self.tokens,
-            tokens_per_s: report.tokens as f64 / start.elapsed().as_secs_f64(),
+            tokens_per_s: report.tokens as f64 / seconds,
             rss_mib: device::resident_bytes() >> 20,
         };
-        if report.updated {
-            observer.step(&row, total);
-            self.log.write(&Row::Step(row))?;
-        } else {
-            let reason = format!("loss {}, gradient norm {}", report.loss, report.grad_norm);
-            observer.warning(&format!("step {} left out: {reason}", step + 1));
-            self.log.write(&Row::Skip { step: step + 1, reason })?;
-        }
-        Ok(report)
+        observer.step(&row, total);
+        self.log.write(&Row::Step(row))?;
+        self.watch(report.loss, observer)
     }
 
-    fn evaluate(&mut self, step: u64, observer: &mut dyn Observer) -> Result<Vec<EvalRow>> {
-        let mut results = Vec::new();
+    fn left_out(&mut self, report: &StepReport, observer: &mut dyn Observer) -> Result<()> {
+        let reason = format!("loss {}, gradient norm {}", report.loss, report.grad_norm);
+        observer.warning(&format!("step {} left out: {reason}", self.step));
+        self.log.write(&Row::Skip { step: self.step, reason })
+    }
+
+    /// Shows the loss to the spike detector.
+    fn watch(&mut self, loss: f64, observer: &mut dyn Observer) -> Result<()> {
+        let Some(spike) = self.spike.observe(loss) else { return Ok(()) };
+        let config = &self.config.training.spike;
+        let text = format!(
+            "the loss was at least {} times its mean {:.4} for {} steps, now {loss:.4}",
+            config.multiplier, spike.mean, spike.outliers
+        );
+        // Told when it is found; as long as it lasts there is nothing new to say.
+        if spike.outliers == config.patience + 1 {
+            observer.warning(&format!("step {}: {text}", self.step));
+            self.log.write(&Row::Spike { step: self.step, loss, mean: spike.mean })?;
+        }
+        match config.action {
+            SpikeAction::Stop => Err(self.stopped(&text)),
+            SpikeAction::Warn | SpikeAction::Off => Ok(()),
+        }
+    }
+
+    /// Evaluates all held-out sets; none counts if `stop` wants to end it before the last is done.
+    fn evaluate(&mut self, stop: &dyn Fn(u64) -> Option<String>, observer: &mut dyn Observer) -> Result<()> {
+        let step = self.step;
+        let mut rows = Vec::new();
         for (name, batches) in &self.corpora.held_out {
             let Engine { model, params, arena, settings, .. } = &mut self.engine;
             let evaluation = Evaluation { params, arena, compute: settings.compute };
             let row = evaluate(model, evaluation, batches, (name, step), &mut |done, total| {
                 observer.phase("evaluating", done, total);
+                stop(step).is_none()
             });
+            match row {
+                Some(row) => rows.push(row),
+                None => return Ok(()),
+            }
+        }
+        for row in rows {
             observer.evaluation(&row);
             self.log.write(&Row::Eval(row.clone()))?;
-            results.push(row);
+            self.evaluations.push(row);
         }
-        Ok(results)
+        self.evaluated_since = true;
+        Ok(())
     }
 
-    fn save(&self, config: &RunConfig) -> Result<PathBuf> {
-        let Engine { model, params, .. } = &self.engine;
-        if config.method == Method::Full {
-            let out = config.folder().join("model");
-            full::write(&out, &model.config.raw, Path::new(&config.model), params, config.save_dtype)?;
-            return Ok(out);
+    /// The end that can be resumed.
+    fn interrupted(&self, reason: &str) -> Error {
+        let (step, total) = (self.step, self.total_steps);
+        match self.saved {
+            Some(saved) => {
+                let path = self.folder.checkpoints.path(saved);
+                let text = format!("stopped by {reason} after step {step} of {total}; saved {}", path.display());
+                Error::interrupted(text).hint("the same command goes on from there")
+            }
+            None => Error::interrupted(format!("stopped by {reason} before the first step"))
+                .hint("the same command starts the run"),
         }
-        let out = config.folder().join("adapter");
-        let hash = base_hash(&Checkpoint::open(Path::new(&config.model))?, HashDepth::Full)?;
-        let provenance = Provenance::new(&config.model, hash, config.method);
-        peft::write(&out, model, params, &provenance)?;
-        Ok(out)
     }
+
+    /// The end that a guard brings about.
+    fn stopped(&self, what: &str) -> Error {
+        let error = Error::failed(format!("stopped after step {}: {what}", self.step));
+        let Some(saved) = self.saved else {
+            return error.hint("lower optimizer.learning_rate, or look at the data of these steps");
+        };
+        let path = self.folder.checkpoints.path(saved);
+        let from = match self.config.method {
+            Method::Full => format!("--set model={}", path.display()),
+            Method::Lora | Method::Qlora => format!("--set adapter={}", path.join("adapter").display()),
+        };
+        error.hint(format!(
+            "the last checkpoint before it is {}; a new run can start there with a lower rate: --set name=NAME {from} --set \
+             optimizer.learning_rate=RATE",
+            path.display()
+        ))
+    }
+}
+
+/// The first step shows what can never work.
+fn check_first(report: &StepReport) -> Result<()> {
+    if report.targets == 0 {
+        return Err(Error::failed("the first step has no token to predict: every label is ignored")
+            .hint("look at the data; with one document a window, sequence_length may be too short for any answer"));
+    }
+    if report.grad_norm == 0.0 {
+        return Err(Error::failed("the first step's gradient is zero: nothing would ever be learned")
+            .hint("a base or an adapter of zeros passes no gradient on: check both"));
+    }
+    Ok(())
+}
+
+fn is_finished(config: &RunConfig, state: &RunState) -> bool {
+    state.step >= state.total_steps && result_path(config).is_dir()
+}
+
+fn summary(config: &RunConfig, rows: &[EvalRow], (steps, tokens, seconds): (u64, u64, f64)) -> RunSummary {
+    let mut evaluations: Vec<(EvalRow, EvalRow)> = Vec::new();
+    for row in rows {
+        match evaluations.iter_mut().find(|(first, _)| first.set == row.set) {
+            Some((_, last)) => *last = row.clone(),
+            None => evaluations.push((row.clone(), row.clone())),
+        }
+    }
+    RunSummary { folder: config.folder(), result: result_path(config), steps, tokens, seconds, evaluations }
 }

@@ -1,0 +1,204 @@
+//! The run's folder: who may write to it, and where the run in it stands.
+//!
+//! ```text
+//! runs/<name>/  .lock   config.toml (resolved)   log.jsonl   checkpoints/step-000100/ ...
+//!               adapter/ (PEFT files) or model/ (method = "full")
+//! ```
+//!
+//! Invariants: nothing of an earlier run is removed: `--fresh` moves its folder aside; a run never starts from the
+//! beginning where there are checkpoints that cannot be read.
+
+use super::config::RunConfig;
+use super::config_change::{changes, Change};
+use super::run::Observer;
+use super::save::result_path;
+use crate::checkpoint::{atomic, write_file, Checkpoints, KeepPolicy, Maker, RealDisk, Rejected, Restored, RunLock};
+use crate::error::{Error, Result};
+use std::path::{Path, PathBuf};
+
+/// Name of the resolved configuration.
+pub const CONFIG_FILE: &str = "config.toml";
+/// Name of the log.
+pub const LOG_FILE: &str = "log.jsonl";
+
+/// Where to begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Beginning {
+    /// From the newest checkpoint if there is a run of this name, from the start if not.
+    #[default]
+    Auto,
+    /// From the newest checkpoint; there must be a run of this name.
+    Resume,
+    /// From the start; a run of this name is moved aside.
+    Fresh,
+}
+
+/// The folder, locked while this lives.
+pub struct RunFolder {
+    /// Its path.
+    pub path: PathBuf,
+    /// Its checkpoints.
+    pub checkpoints: Checkpoints,
+    lock: RunLock,
+}
+
+impl RunFolder {
+    /// Locks the run's folder, makes it if need be, and reads its newest whole checkpoint.
+    ///
+    /// # Errors
+    /// Another process has it; nothing to resume; another configuration; no checkpoint can be read; what the file system
+    /// says.
+    pub fn open(
+        config: &RunConfig,
+        beginning: Beginning,
+        allow_config_change: bool,
+        observer: &mut dyn Observer,
+    ) -> Result<(RunFolder, Option<Restored>)> {
+        let path = config.folder();
+        if beginning == Beginning::Resume && !is_run(&path) {
+            return Err(Error::usage(format!("{}: there is no run to resume", path.display()))
+                .hint("check the name, or leave out --resume to start it"));
+        }
+        std::fs::create_dir_all(&path).map_err(|error| Error::io(&path, "create", error))?;
+        let mut lock = RunLock::acquire(&path)?;
+        if beginning == Beginning::Fresh && is_run(&path) {
+            lock = move_aside(&path, observer)?;
+        }
+        if let Some(reason) = lock.unsupported() {
+            observer.warning(&format!("{}: this disk has no locks ({reason}): start one run only", path.display()));
+        }
+        atomic::remove_leftovers(&RealDisk, &path)?;
+        let policy = KeepPolicy { last: config.training.keep_last, best: config.training.keep_best };
+        let checkpoints = Checkpoints::open(&path.join("checkpoints"), policy)?;
+        let folder = RunFolder { path, checkpoints, lock };
+        let restored = folder.newest(observer)?;
+        if restored.is_none() {
+            folder.check_unfinished(config)?;
+        }
+        folder.settle_config(config, restored.as_ref(), allow_config_change)?;
+        Ok((folder, restored))
+    }
+
+    /// Checks that the folder is still this run's.
+    ///
+    /// # Errors
+    /// It was removed, moved or replaced.
+    pub fn check(&self) -> Result<()> {
+        self.lock.check()
+    }
+
+    fn newest(&self, observer: &mut dyn Observer) -> Result<Option<Restored>> {
+        let found = self.checkpoints.newest_valid()?;
+        let reasons: Vec<String> = found.rejected.iter().map(|bad| bad.reason.message().to_string()).collect();
+        if let (None, Some(newest)) = (&found.restored, found.rejected.first()) {
+            return Err(Error::file(&newest.path, format!("no checkpoint can be used:\n  {}", reasons.join("\n  ")))
+                .hint("restore the files, or start over with --fresh (what is there is kept under another name)"));
+        }
+        if let Some(restored) = &found.restored {
+            self.report_rejected(&found.rejected, &reasons, restored, observer)?;
+            if let Some(difference) = restored.made_by.difference(&Maker::this()) {
+                observer.warning(&format!(
+                    "the checkpoint was made elsewhere ({difference}): the last bits of what follows may differ from an \
+                     uninterrupted run"
+                ));
+            }
+        }
+        Ok(found.restored)
+    }
+
+    fn report_rejected(
+        &self,
+        rejected: &[Rejected],
+        reasons: &[String],
+        restored: &Restored,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        let aside = self.checkpoints.set_aside(rejected)?;
+        for (reason, aside) in reasons.iter().zip(&aside) {
+            observer.warning(&format!(
+                "{reason}\n  this checkpoint is kept as {}; going back to {}",
+                aside.display(),
+                restored.path.display()
+            ));
+        }
+        Ok(())
+    }
+
+    /// Without a checkpoint the run starts from the first step: not where there is a result already.
+    fn check_unfinished(&self, config: &RunConfig) -> Result<()> {
+        let result = result_path(config);
+        match result.exists() {
+            true => Err(Error::file(&result, "this run is finished, and its checkpoints are gone")
+                .hint("start over with --fresh (what is there is kept under another name), or choose another name")),
+            false => Ok(()),
+        }
+    }
+
+    /// Refuses another configuration than the run's; writes the file.
+    fn settle_config(&self, config: &RunConfig, restored: Option<&Restored>, allow: bool) -> Result<()> {
+        let path = self.path.join(CONFIG_FILE);
+        let on_disk = match std::fs::read_to_string(&path) {
+            Ok(text) => Some(text),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) => return Err(Error::io(&path, "read", error)),
+        };
+        // Before the first step there is nothing that another configuration could spoil.
+        let begun = restored.is_some() || has_steps(&self.path.join(LOG_FILE))?;
+        let then = restored.map(|restored| restored.state.config.clone()).or(on_disk.clone());
+        if let Some(then) = then.filter(|_| begun) {
+            let changes = changes(&then, config).map_err(|error| error.at(self.path.display()))?;
+            let harmless = changes.iter().all(Change::is_harmless);
+            let fine = changes.is_empty() || (allow && harmless);
+            if !fine {
+                return Err(refuse(&self.path, &changes, harmless));
+            }
+        } else if begun {
+            return Err(Error::file(&self.path, format!("holds a log but no {CONFIG_FILE} and no checkpoint"))
+                .hint("start over with --fresh (what is there is kept under another name)"));
+        }
+        let text = config.to_toml()?;
+        match on_disk.as_ref() == Some(&text) {
+            true => Ok(()),
+            false => write_file(&RealDisk, &path, text.as_bytes()),
+        }
+    }
+}
+
+/// Whether a log tells of a step.
+fn has_steps(path: &Path) -> Result<bool> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(text.contains("\"event\":\"step\"")),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::io(path, "read", error)),
+    }
+}
+
+fn refuse(path: &Path, changes: &[Change], harmless: bool) -> Error {
+    let lines: Vec<String> =
+        changes.iter().map(|change| format!("{}: {} then, {} now", change.key, change.then, change.now)).collect();
+    let hint = match harmless {
+        true => "add --allow-config-change: none of these changes what is trained",
+        false => {
+            "resume with the old values, choose another name (--set name=\"...\"), or start over with --fresh (what is \
+             there is kept under another name)"
+        }
+    };
+    let what = "there is a run of this name with another configuration:";
+    Error::usage(format!("{}: {what}\n  {}", path.display(), lines.join("\n  "))).hint(hint)
+}
+
+/// Whether a run was started in the folder.
+fn is_run(path: &Path) -> bool {
+    [CONFIG_FILE, LOG_FILE].iter().any(|name| path.join(name).exists())
+}
+
+/// Gives the folder another name and makes it anew; its lock is held throughout.
+fn move_aside(path: &Path, observer: &mut dyn Observer) -> Result<RunLock> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let free = (1..).map(|i| path.with_file_name(format!("{name}.{i}"))).find(|path| !path.exists());
+    let aside = free.unwrap_or_else(|| path.with_extension("old"));
+    std::fs::rename(path, &aside).map_err(|error| Error::io(path, "move aside", error))?;
+    observer.note(&format!("the earlier run is kept as {}", aside.display()));
+    std::fs::create_dir_all(path).map_err(|error| Error::io(path, "create", error))?;
+    RunLock::acquire(path)
+}

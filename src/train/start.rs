@@ -1,0 +1,215 @@
+//! Before the first step: text, model, adapters and optimizer from the configuration, and the state of a checkpoint on top.
+//!
+//! Everything is made exactly as for a new run; a checkpoint then replaces the master values, the optimizer's state and
+//! the counters. The base and the data must hold what they held then.
+
+use super::config::RunConfig;
+use super::folder::{RunFolder, LOG_FILE};
+use super::guards::{SkipCounter, SpikeDetector};
+use super::metrics::{EvalRow, Log};
+use super::run::{Observer, Run};
+use super::step::{Engine, StepSettings};
+use crate::adapter::peft;
+use crate::checkpoint::Restored;
+use crate::data::batch::{evaluation_batches, BatchCursor, BatchSettings, Batches, MicroBatch};
+use crate::data::corpus::TokenizedCorpus;
+use crate::data::load::{load_text, TextData};
+use crate::data::tokenize::Tokenizer;
+use crate::data::TextDataConfig;
+use crate::error::{Error, Result};
+use crate::model::random::RandomWeights;
+use crate::model::weights::{base_hash, HashDepth};
+use crate::model::{self, Checkpoint, Keep, LoadOptions, ModelConfig, TensorSource};
+use crate::ops::{Arena, Gradients};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Bases up to this size are hashed whole at the start, larger ones by samples.
+const HASHED_WHOLE: u64 = 2 << 30;
+
+/// What a run trains on and measures itself by.
+pub struct Corpora {
+    /// Training batches.
+    pub train: Batches,
+    /// Name and batches of each held-out set.
+    pub held_out: Vec<(String, Vec<MicroBatch>)>,
+}
+
+impl Corpora {
+    fn load(config: &RunConfig, tokenizer: &Tokenizer, observer: &mut dyn Observer) -> Result<Corpora> {
+        let TextData { train, held_out, report } = load_text(&config.data, tokenizer, &mut |_| {})?;
+        if report.bad_lines.count > 0 {
+            let (count, first) = (report.bad_lines.count, report.bad_lines.first.join("\n  "));
+            observer.warning(&format!("{count} unusable lines skipped, the first:\n  {first}"));
+        }
+        let mut sets: Vec<(String, TokenizedCorpus)> = held_out.into_iter().map(|c| ("held-out".into(), c)).collect();
+        for set in &config.evaluation {
+            let section = TextDataConfig { paths: set.paths.clone(), ..TextDataConfig::default() };
+            sets.push((set.name.clone(), load_text(&section, tokenizer, &mut |_| {})?.train));
+        }
+        for (name, corpus) in [("training", &train)].into_iter().chain(sets.iter().map(|(n, c)| (n.as_str(), c))) {
+            let (documents, tokens, bytes) = (corpus.len(), corpus.text_tokens(), corpus.text_bytes());
+            observer.note(&format!("{name}: {documents} documents, {tokens} tokens, {:.1} KB", bytes as f64 / 1e3));
+        }
+        let settings = BatchSettings {
+            sequence_length: config.data.sequence_length,
+            packing: config.data.packing,
+            windows: config.training.micro_batch,
+            seed: config.seed,
+        };
+        let batches = |c: &TokenizedCorpus| evaluation_batches(c, settings.sequence_length, settings.windows).collect();
+        let held_out = sets.iter().map(|(name, corpus)| (name.clone(), batches(corpus))).collect();
+        Ok(Corpora { train: Batches::new(Arc::new(train), settings)?, held_out })
+    }
+}
+
+impl Run {
+    /// A run ready for its next step.
+    ///
+    /// # Errors
+    /// Anything about model, adapter or text; nothing to train; a checkpoint of another base, other data or other
+    /// parameters.
+    pub(super) fn start(
+        config: &RunConfig,
+        folder: RunFolder,
+        restored: Option<Restored>,
+        observer: &mut dyn Observer,
+    ) -> Result<Run> {
+        let model_folder = Path::new(&config.model);
+        let model_config = ModelConfig::from_folder(model_folder)?;
+        let (source, base_hash): (Box<dyn TensorSource>, String) = match config.from_scratch {
+            true => {
+                let std = model_config.initializer_range() as f32;
+                (Box::new(RandomWeights::new(config.seed, std)), "random weights".into())
+            }
+            false => {
+                let checkpoint = Checkpoint::open(model_folder)?;
+                let hash = quick_hash(&checkpoint)?;
+                (Box::new(checkpoint), hash)
+            }
+        };
+        let tokenizer = Tokenizer::load(model_folder, Some(model_config.vocab_size))?;
+        tokenizer.warnings().iter().for_each(|warning| observer.warning(warning));
+        let corpora = Corpora::load(config, &tokenizer, observer)?;
+        let engine = engine(config, &model_config, source.as_ref(), observer)?;
+        let log_bytes = restored.as_ref().map_or(0, |restored| restored.state.log_bytes);
+        let log = Log::open(&folder.path.join(LOG_FILE), log_bytes)?;
+        if log.bytes() < log_bytes {
+            observer.warning(&format!("{LOG_FILE} is shorter than it was: rows of earlier steps are missing"));
+        }
+        let total_steps = count_steps(config, &corpora.train);
+        let mut run = Run {
+            folder,
+            data_hash: corpora.train.fingerprint().to_hex().to_string(),
+            engine,
+            corpora,
+            log,
+            config: config.clone(),
+            base_hash,
+            full_base_hash: None,
+            total_steps,
+            step: 0,
+            tokens: 0,
+            seconds: 0.0,
+            evaluations: Vec::new(),
+            skips: SkipCounter::new(config.training.max_skipped_steps),
+            spike: SpikeDetector::new(&config.training.spike),
+            saved: None,
+            evaluated_since: false,
+        };
+        if let Some(restored) = restored {
+            observer.note(&format!("resuming after step {} of {total_steps}", restored.state.step));
+            run.restore(restored)?;
+        }
+        Ok(run)
+    }
+
+    fn restore(&mut self, restored: Restored) -> Result<()> {
+        let path = restored.path.clone();
+        let state = &restored.state;
+        let pairs = [
+            ("the base model", "model", &state.base_hash, &self.base_hash),
+            ("the training data", "data.paths", &state.data_hash, &self.data_hash),
+        ];
+        if let Some((what, key, ..)) = pairs.iter().find(|(.., then, now)| then != now) {
+            return Err(Error::file(&path, format!("{what} is not what it was when this checkpoint was made"))
+                .hint(format!("let {key} name the same files with the same contents, or start over with --fresh")));
+        }
+        let cursor: BatchCursor = serde_json::from_value(state.cursor.clone())
+            .map_err(|error| Error::file(&path, format!("state.json: cursor: {error}")))?;
+        self.corpora.train.seek(cursor).map_err(|error| error.at(path.display()))?;
+        let Engine { params, optimizer, .. } = &mut self.engine;
+        let state = restored.apply(params, optimizer.as_mut())?;
+        (self.step, self.tokens, self.seconds) = (state.step, state.tokens, state.seconds);
+        self.evaluations = state.evaluations.iter().map(EvalRow::from).collect();
+        self.skips.restore(state.skips);
+        self.spike.restore(state.spike);
+        self.saved = Some(self.step);
+        Ok(())
+    }
+}
+
+/// Model, parameters and optimizer as a new run has them.
+fn engine(
+    config: &RunConfig,
+    model_config: &ModelConfig,
+    source: &dyn TensorSource,
+    observer: &mut dyn Observer,
+) -> Result<Engine> {
+    let continued = config.adapter.as_deref().map(peft::read).transpose()?;
+    let mut options = LoadOptions::training(config.method, config.quantization, &config.lora, config.seed);
+    options.positions = config.data.sequence_length;
+    if let Some(adapter) = &continued {
+        options.lora = Some(adapter.config.clone());
+    }
+    let (mut model, mut params) = model::load(model_config, source, &options, &mut |done, total| {
+        observer.phase("loading the model", done, total);
+    })?;
+    if let Some(adapter) = continued {
+        adapter.apply(&mut model, &mut params)?;
+    }
+    if params.is_empty() {
+        return Err(Error::usage("nothing would be trained: lora.targets names no linear of this model"));
+    }
+    let keep = if config.training.recompute { Keep::Input } else { Keep::Light };
+    let settings = StepSettings {
+        compute: config.training.compute,
+        keep: vec![keep; model.blocks.len()],
+        max_grad_norm: config.optimizer.max_grad_norm,
+        neftune_alpha: config.training.neftune_alpha,
+        sequence_length: config.data.sequence_length,
+        seed: config.seed,
+    };
+    observer.note(&format!(
+        "{} trainable values in {} tensors, base {:.1} MiB in memory",
+        params.numel(),
+        params.len(),
+        model.frozen_bytes() as f64 / f64::from(1 << 20),
+    ));
+    let optimizer = config.optimizer.build(&params);
+    let grads = Gradients::zeros(&params);
+    Ok(Engine { model, params, grads, optimizer, arena: Arena::new(), settings })
+}
+
+/// `training.steps`, or what `training.epochs` give.
+fn count_steps(config: &RunConfig, batches: &Batches) -> u64 {
+    let training = &config.training;
+    if training.steps > 0 {
+        return training.steps;
+    }
+    let per_epoch = batches.steps_per_epoch(training.accumulation as u64) as f64;
+    ((per_epoch * training.epochs).ceil() as u64).max(1)
+}
+
+/// A hash of the base that takes little time beside loading it; says how it was made.
+fn quick_hash(checkpoint: &Checkpoint) -> Result<String> {
+    let mut bytes = 0u64;
+    for name in checkpoint.names() {
+        bytes += checkpoint.get(name)?.bytes.len() as u64;
+    }
+    let (depth, kind) = match bytes <= HASHED_WHOLE {
+        true => (HashDepth::Full, "whole"),
+        false => (HashDepth::Sampled, "sampled"),
+    };
+    Ok(format!("{kind} {}", base_hash(checkpoint, depth)?))
+}
