@@ -1,7 +1,7 @@
 //! From tensors on disk to a model in memory: names, shapes, quantisation on load, what is trained.
 //!
 //! One tensor at a time is in flight: a linear is read from the map, checked for non-finite values, quantised, and only
-//! its codes stay. Dense weights stay in the file mapping. Reference for the names: transformers `modeling_llama.py`.
+//! its codes stay in memory. Dense weights stay in the file mapping. Reference for the names: transformers `modeling_llama.py`.
 
 use super::block::Block;
 use super::hf_config::ModelConfig;
@@ -182,7 +182,9 @@ impl Loader<'_> {
         let Some(config) = self.options.quantize else { return self.dense(name, ParamKind::Weight, rows, cols) };
         let tensor = self.finite_tensor(name, &[rows, cols])?;
         let Some(values) = tensor.values() else { return Err(self.wrong_dtype(name)) };
-        Ok(Weight::Nf4(quantize(values, rows, cols, config).map_err(|error| error.at(name))?))
+        let matrix = quantize(values, rows, cols, config).map_err(|error| error.at(name))?;
+        tensor.bytes.release();
+        Ok(Weight::Nf4(matrix))
     }
 
     fn dense(&mut self, name: &str, kind: ParamKind, rows: usize, cols: usize) -> Result<Weight> {
@@ -190,6 +192,7 @@ impl Loader<'_> {
         let is_embedding = matches!(kind, ParamKind::Embedding | ParamKind::Head);
         if self.options.train_all || self.options.train_embeddings && is_embedding {
             let value = self.to_f32(name, &tensor)?;
+            tensor.bytes.release();
             return Ok(Weight::Trained(self.params.add(Param { name: name.into(), kind, rows, cols, value })));
         }
         let dtype = match tensor.dtype {

@@ -47,6 +47,24 @@ impl Bytes {
         Bytes(Inner::Mapped { _owner: owner.clone(), pointer: tensor.as_ptr(), len: tensor.len() })
     }
 
+    /// Says that the bytes will not be read soon. Pages of a file mapping leave this process's memory (the system may
+    /// keep them cached) and come back when they are read again; owned bytes stay.
+    pub fn release(&self) {
+        #[cfg(unix)]
+        if let Inner::Mapped { pointer, len, .. } = &self.0 {
+            // SAFETY: sysconf has no preconditions.
+            let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096).max(1);
+            let (start, end) = (*pointer as usize, *pointer as usize + len);
+            // Pages at the ends may belong to a neighbour too.
+            let (first, last) = (start.next_multiple_of(page), end / page * page);
+            if first < last {
+                // SAFETY: the range lies in a mapping that `_owner` keeps; it is a shared mapping of a file, of which
+                // DONTNEED drops no contents.
+                unsafe { libc::madvise(first as *mut libc::c_void, last - first, libc::MADV_DONTNEED) };
+            }
+        }
+    }
+
     /// Whether the bytes live in a file mapping.
     pub fn is_mapped(&self) -> bool {
         matches!(self.0, Inner::Mapped { .. })
