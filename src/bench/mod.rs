@@ -128,7 +128,7 @@ pub fn train(bench: &TrainBench) -> Result<Value> {
         "threads": rayon::current_num_threads(), "n": times.len(),
         "tokens_per_s": round(tokens / median(times.clone())), "step_s": step_seconds,
         "peak_rss_mib": device::peak_resident_bytes() >> 20, "rss_before_load_mib": rss_before,
-        "arena_peak_mib": engine.arena.peak_bytes() >> 20,
+        "arena_peak_mib": engine.arena.peak_bytes() >> 20, "arena_touched_mib": engine.arena.touched_bytes() >> 20,
         "load_s": round(load_seconds), "trainable": trainable, "losses": losses,
     }))
 }

@@ -3,7 +3,10 @@
 //! stdout carries data (generated text, JSON), stderr everything else. Reference for the arrangement: ripgrep, uv.
 
 pub mod bench;
+pub mod completions;
 pub mod generate;
+pub mod hub;
+pub mod import;
 pub mod merge;
 pub mod output;
 pub mod progress;
@@ -38,6 +41,12 @@ pub enum Command {
     Generate(generate::GenerateArgs),
     /// Write a model in 4-bit NF4, once; later runs start from it at once.
     Quantize(quantize::QuantizeArgs),
+    /// Turn a GGUF model into a Hugging Face folder.
+    Import(import::ImportArgs),
+    /// Print completions for a shell.
+    Completions(completions::CompletionsArgs),
+    /// Print the manual page.
+    Man,
     /// Time a training step, decoding or quantisation: one JSON line.
     Bench(bench::BenchArgs),
 }
@@ -60,6 +69,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
         Command::Merge(args) => merge::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Quantize(args) => quantize::run(args),
+        Command::Import(args) => import::run(args),
+        Command::Completions(args) => completions::run(args),
+        Command::Man => completions::man(),
         Command::Bench(args) => bench::run(args),
     }
 }

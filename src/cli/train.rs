@@ -1,9 +1,10 @@
 //! `llamantino train`: runs a configuration and shows how it goes.
 
-use super::{output, progress};
+use super::{hub, output, progress};
 use crate::config;
 use crate::device;
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::gguf::is_gguf;
 use crate::train::config::RunConfig;
 use crate::train::folder::Beginning;
 use crate::train::metrics::{EvalRow, StepRow};
@@ -37,7 +38,8 @@ pub struct TrainArgs {
 
 /// Runs `train`.
 pub fn run(args: TrainArgs) -> Result<()> {
-    let config: RunConfig = config::load_file(&args.config, &args.overrides)?;
+    let mut config: RunConfig = config::load_file(&args.config, &args.overrides)?;
+    config.model = model_folder(&config.model)?;
     device::set_threads(Some(config.training.threads).filter(|threads| *threads > 0))?;
     signals::install();
     let mut screen = Screen::default();
@@ -55,6 +57,16 @@ pub fn run(args: TrainArgs) -> Result<()> {
     screen.finish();
     show_summary(&config, &result.map_err(|error| with_command(error, &args))?);
     Ok(())
+}
+
+/// The folder of the model that the configuration names, fetched from the hub if need be.
+fn model_folder(spec: &str) -> Result<String> {
+    let path = hub::resolve(spec)?;
+    if is_gguf(&path) {
+        return Err(Error::usage(format!("{spec}: training starts from a model folder, this is a GGUF file"))
+            .hint(format!("llamantino import {} --out FOLDER, then set model to that folder", path.display())));
+    }
+    Ok(path.to_string_lossy().into_owned())
 }
 
 /// An interrupted run says how to resume it.

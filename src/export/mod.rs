@@ -1,13 +1,16 @@
 //! Writing models: sharded safetensors ([`safetensors`](mod@safetensors)), whole folders that appear at once
-//! ([`folder`]), the NF4 form of a model ([`quantize`](mod@quantize)), and an adapter folded into it ([`merge`]).
+//! ([`folder`]), the NF4 form of a model ([`quantize`](mod@quantize)), an adapter folded into it ([`merge`]), and GGUF files as
+//! folders ([`import`]).
 
 pub mod folder;
 pub mod full;
+pub mod import;
 pub mod merge;
 pub mod quantize;
 pub mod safetensors;
 
 pub use folder::{is_companion, NewFolder};
+pub use import::{import_gguf, ImportSummary};
 pub use merge::{merge_folder, MergeDtype, MergeJob};
 pub use quantize::quantize_folder;
 pub use safetensors::{ShardWriter, TensorSpec, Written, SHARD_BYTES};

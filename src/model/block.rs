@@ -8,13 +8,21 @@
 //! The backward pass walks up the same lines. The gradient of the residual stream lives in one buffer that is updated
 //! in place. With [`Keep::Input`] everything up to gate and up is computed again first; the block's output is never
 //! needed, so `down_proj` is not. Normalised inputs and the activation are always recomputed: they are cheap.
+//!
+//! With bf16 operands, q, k, v, the attention's output, gate and up are rounded to bf16 as soon as they exist, which is
+//! what makes it exact to keep them in two bytes each: every [`Keep`] gives the same bits. The residual stream and the
+//! statistics stay f32. With f32 operands nothing is rounded.
+//!
+//! The memory planner walks the same lines with sizes instead of values (`train/memory/replay.rs`): what is taken from
+//! the arena here, and how long it is held, must change there too; a test compares the two byte for byte.
 
 use super::layer::{LinearLayer, Vector};
 use super::pass::Pass;
+use crate::device::Compute;
 use crate::ops::attention::{self, AttentionShape};
 use crate::ops::linear::{self, Operands};
 use crate::ops::rope::{self, Direction, RopeTable};
-use crate::ops::{rms_norm, swiglu, Gradients, MatRef, Matrix};
+use crate::ops::{half_matrix, rms_norm, swiglu, Arena, Gradients, HalfMatrix, MatRef, Matrix};
 use std::ops::Range;
 
 /// Weights of one decoder block.
@@ -70,7 +78,7 @@ pub enum Keep {
 /// Kept values of one block.
 pub struct Saved {
     x: Matrix,
-    light: Option<Light>,
+    light: Option<(Attention, FeedForward<Kept>)>,
 }
 
 impl Saved {
@@ -80,25 +88,59 @@ impl Saved {
     }
 }
 
-/// Everything up to gate and up.
-struct Light {
+/// Values of the attention half.
+struct Attention {
     inv_rms: Matrix,
-    q: Projected,
-    k: Projected,
-    v: Projected,
-    attended: Matrix,
+    q: Projected<Kept>,
+    k: Projected<Kept>,
+    v: Projected<Kept>,
+    attended: Kept,
     lse: Matrix,
     o_hidden: Option<Matrix>,
+}
+
+/// Values of the feed-forward half.
+struct FeedForward<M = Matrix> {
     middle: Matrix,
     middle_inv_rms: Matrix,
-    gate: Projected,
-    up: Projected,
+    gate: Projected<M>,
+    up: Projected<M>,
+}
+
+impl FeedForward {
+    /// With gate and up in halves, if there are any.
+    fn kept(self, halves: Option<[HalfMatrix; 2]>) -> FeedForward<Kept> {
+        let FeedForward { middle, middle_inv_rms, gate, up } = self;
+        let (gate_half, up_half) = halves.map_or((None, None), |[gate, up]| (Some(gate), Some(up)));
+        FeedForward { middle, middle_inv_rms, gate: gate.holding(gate_half), up: up.holding(up_half) }
+    }
 }
 
 /// Output of a linear and the low-rank values of its adapter.
-struct Projected {
-    y: Matrix,
+struct Projected<M = Matrix> {
+    y: M,
     hidden: Option<Matrix>,
+}
+
+/// A matrix that waits for the backward pass.
+enum Kept {
+    Whole(Matrix),
+    Half(HalfMatrix),
+}
+
+impl Kept {
+    fn matrix(self, arena: &Arena) -> Matrix {
+        match self {
+            Kept::Whole(matrix) => matrix,
+            Kept::Half(half) => half.widen(arena),
+        }
+    }
+}
+
+impl Projected {
+    fn holding(self, half: Option<HalfMatrix>) -> Projected<Kept> {
+        Projected { y: half.map_or(Kept::Whole(self.y), Kept::Half), hidden: self.hidden }
+    }
 }
 
 impl Block {
@@ -114,39 +156,56 @@ impl Block {
 
     /// `y [T,H]` from `x [T,H]`, and what `keep` asks to keep.
     pub fn forward(&self, context: &BlockContext<'_>, x: Matrix, keep: Option<Keep>) -> (Matrix, Option<Saved>) {
-        let arena = context.pass.arena;
-        let light = self.forward_to_gate(context, &x);
+        let (pass, arena) = (context.pass, context.pass.arena);
+        let is_light = keep == Some(Keep::Light);
+        let (attention, feed_forward) = self.forward_to_gate(context, &x, is_light);
         let mut y = arena.matrix(x.rows(), x.cols());
-        {
-            let mut activated = arena.matrix(light.gate.y.rows(), light.gate.y.cols());
-            swiglu::forward(&light.gate.y, &light.up.y, &mut activated);
-            linear::forward(&self.down.view(context.pass), activated.view(), &mut y, arena);
-        }
-        add_in_place(&mut y, &light.middle);
-        let saved = keep.map(|keep| Saved { x, light: (keep == Keep::Light).then_some(light) });
-        (y, saved)
+        let (gate, up) = (&feed_forward.gate.y, &feed_forward.up.y);
+        let mut activated = arena.matrix(gate.rows(), gate.cols());
+        let halves = match (pass.compute, is_light) {
+            (Compute::F32, _) => {
+                swiglu::forward(gate, up, &mut activated);
+                None
+            }
+            (Compute::Bf16, true) => Some(swiglu::forward_keeping(gate, up, &mut activated, arena)),
+            (Compute::Bf16, false) => {
+                swiglu::forward_rounding(gate, up, &mut activated);
+                None
+            }
+        };
+        linear::forward(&self.down.view(pass), activated.view(), &mut y, arena);
+        drop(activated);
+        add_in_place(&mut y, &feed_forward.middle);
+        let light = is_light.then(|| (attention, feed_forward.kept(halves)));
+        (y, keep.map(|_| Saved { x, light }))
     }
 
-    fn forward_to_gate(&self, context: &BlockContext<'_>, x: &Matrix) -> Light {
+    /// Everything up to gate and up. With `halve` and bf16 operands, what can be kept in bf16 is.
+    fn forward_to_gate(&self, context: &BlockContext<'_>, x: &Matrix, halve: bool) -> (Attention, FeedForward) {
         let (pass, arena) = (context.pass, context.pass.arena);
         let (mut normed, inv_rms) = self.normed(context, &self.input_norm, x);
         let (mut q, mut k) = (self.project(&self.q, pass, &normed), self.project(&self.k, pass, &normed));
-        let v = self.project(&self.v, pass, &normed);
+        let mut v = self.project(&self.v, pass, &normed);
         rope::apply(&mut q.y, context.shape.heads, context.positions, context.rope, Direction::Forward);
         rope::apply(&mut k.y, context.shape.kv_heads, context.positions, context.rope, Direction::Forward);
+        let [q_half, k_half, v_half] = [&mut q.y, &mut k.y, &mut v.y].map(|matrix| rounded(pass, matrix, halve));
 
         let mut attended = arena.matrix(q.y.rows(), q.y.cols());
         let mut lse = arena.matrix(q.y.rows(), context.shape.heads);
         attention::forward(context.shape, &q.y, &k.y, &v.y, context.segments, &mut attended, &mut lse);
+        let (q, k, v) = (q.holding(q_half), k.holding(k_half), v.holding(v_half));
+        let attended_half = rounded(pass, &mut attended, halve);
         let mut middle = arena.matrix(x.rows(), x.cols());
         let o_hidden = linear::forward(&self.o.view(pass), attended.view(), &mut middle, arena);
+        let attended = attended_half.map_or(Kept::Whole(attended), Kept::Half);
         let mut middle_inv_rms = arena.matrix(x.rows(), 1);
         let weight = self.post_norm.view(pass.params);
         rms_norm::add_forward(&mut middle, x, weight, context.eps, &mut normed, &mut middle_inv_rms);
 
         let gate = self.project(&self.gate, pass, &normed);
         let up = self.project(&self.up, pass, &normed);
-        Light { inv_rms, q, k, v, attended, lse, o_hidden, middle, middle_inv_rms, gate, up }
+        let attention = Attention { inv_rms, q, k, v, attended, lse, o_hidden };
+        (attention, FeedForward { middle, middle_inv_rms, gate, up })
     }
 
     fn normed(&self, context: &BlockContext<'_>, norm: &Vector, x: &Matrix) -> (Matrix, Matrix) {
@@ -167,26 +226,39 @@ impl Block {
     /// gradients to `grads`.
     pub fn backward(&self, context: &BlockContext<'_>, saved: Saved, gradient: &mut Matrix, grads: &mut Gradients) {
         let Saved { x, light } = saved;
-        let light = light.unwrap_or_else(|| self.forward_to_gate(context, &x));
-        let Light { inv_rms, q, k, v, attended, lse, o_hidden, middle, middle_inv_rms, gate, up } = light;
-        self.backward_feed_forward(context, FeedForward { middle, middle_inv_rms, gate, up }, gradient, grads);
-        self.backward_attention(context, Attention { x, inv_rms, q, k, v, attended, lse, o_hidden }, gradient, grads);
+        let (attention, feed_forward) = light.unwrap_or_else(|| {
+            let (attention, mut feed_forward) = self.forward_to_gate(context, &x, false);
+            for matrix in [&mut feed_forward.gate.y, &mut feed_forward.up.y] {
+                rounded(context.pass, matrix, false);
+            }
+            (attention, feed_forward.kept(None))
+        });
+        self.backward_feed_forward(context, feed_forward, gradient, grads);
+        self.backward_attention(context, &x, attention, gradient, grads);
     }
 
     fn backward_feed_forward(
         &self,
         context: &BlockContext<'_>,
-        saved: FeedForward,
+        saved: FeedForward<Kept>,
         gradient: &mut Matrix,
         grads: &mut Gradients,
     ) {
         let (pass, arena) = (context.pass, context.pass.arena);
-        let FeedForward { middle, middle_inv_rms, mut gate, mut up } = saved;
-        let mut activated = arena.matrix(gate.y.rows(), gate.y.cols());
+        let FeedForward { middle, middle_inv_rms, gate, up } = saved;
         let down = self.down.view(pass);
+        let mut activated = arena.matrix(middle.rows(), down.weight.cols());
         let down_gradient = linear::backward_input(&down, gradient, &mut activated, false, arena);
         // Holds the activation's gradient until here, the activation itself from here on.
-        swiglu::backward_in_place(&mut gate.y, &mut up.y, &mut activated);
+        let [dgate, dup] = match (gate.y, up.y) {
+            (Kept::Half(gate), Kept::Half(up)) => swiglu::backward_kept([gate, up], &mut activated, arena),
+            (gate, up) => {
+                let (mut gate, mut up) = (gate.matrix(arena), up.matrix(arena));
+                swiglu::backward_in_place(&mut gate, &mut up, &mut activated);
+                [gate, up]
+            }
+        };
+        let (gate, up) = (Projected { y: dgate, hidden: gate.hidden }, Projected { y: dup, hidden: up.hidden });
         let operands =
             Operands { x: activated.view(), dy: gradient, hidden: None, hidden_gradient: down_gradient.as_ref() };
         linear::backward_params(&down, operands, grads, arena);
@@ -197,7 +269,7 @@ impl Block {
         let weight = self.post_norm.view(pass.params);
         rms_norm::forward(&middle, weight, context.eps, &mut normed, &mut unused);
         let mut normed_gradient = arena.matrix(middle.rows(), middle.cols());
-        let group = [(&self.gate, &gate), (&self.up, &up)];
+        let group = [(&self.gate, gate), (&self.up, up)];
         self.backward_group(pass, &group, normed.view(), &mut normed_gradient, grads);
         let saved = rms_norm::Saved { x: &middle, inv_rms: &middle_inv_rms, weight };
         let dweight = self.post_norm.id().map(|id| grads.get_mut(id));
@@ -207,12 +279,14 @@ impl Block {
     fn backward_attention(
         &self,
         context: &BlockContext<'_>,
+        x: &Matrix,
         saved: Attention,
         gradient: &mut Matrix,
         grads: &mut Gradients,
     ) {
         let (pass, arena) = (context.pass, context.pass.arena);
-        let Attention { x, inv_rms, mut q, mut k, mut v, attended, lse, o_hidden } = saved;
+        let Attention { inv_rms, q, k, v, attended, lse, o_hidden } = saved;
+        let attended = attended.matrix(arena);
         let o = self.o.view(pass);
         let mut attended_gradient = arena.matrix(attended.rows(), attended.cols());
         let o_gradient = linear::backward_input(&o, gradient, &mut attended_gradient, false, arena);
@@ -224,31 +298,31 @@ impl Block {
         };
         linear::backward_params(&o, operands, grads, arena);
 
-        let mut dq = arena.matrix(q.y.rows(), q.y.cols());
-        let mut dk = arena.matrix(k.y.rows(), k.y.cols());
-        let mut dv = arena.matrix(v.y.rows(), v.y.cols());
-        let kept = attention::Saved { q: &q.y, k: &k.y, v: &v.y, out: &attended, lse: &lse };
+        let [q_hidden, k_hidden, v_hidden] = [q.hidden, k.hidden, v.hidden];
+        let (q, k, v) = (q.y.matrix(arena), k.y.matrix(arena), v.y.matrix(arena));
+        let [mut dq, mut dk, mut dv] = [&q, &k, &v].map(|matrix| arena.matrix(matrix.rows(), matrix.cols()));
+        let kept = attention::Saved { q: &q, k: &k, v: &v, out: &attended, lse: &lse };
         let outputs = attention::Grads { dq: &mut dq, dk: &mut dk, dv: &mut dv };
         attention::backward(context.shape, kept, &attended_gradient, context.segments, arena, outputs);
-        drop((attended, attended_gradient, lse));
+        drop((q, k, v, attended, attended_gradient, lse));
         rope::apply(&mut dq, context.shape.heads, context.positions, context.rope, Direction::Backward);
         rope::apply(&mut dk, context.shape.kv_heads, context.positions, context.rope, Direction::Backward);
-        (q.y, k.y, v.y) = (dq, dk, dv);
 
-        let (normed, _) = self.normed(context, &self.input_norm, &x);
+        let (normed, _) = self.normed(context, &self.input_norm, x);
         let mut normed_gradient = arena.matrix(x.rows(), x.cols());
-        let group = [(&self.q, &q), (&self.k, &k), (&self.v, &v)];
+        let group = [(dq, q_hidden, &self.q), (dk, k_hidden, &self.k), (dv, v_hidden, &self.v)]
+            .map(|(y, hidden, layer)| (layer, Projected { y, hidden }));
         self.backward_group(pass, &group, normed.view(), &mut normed_gradient, grads);
         let weight = self.input_norm.view(pass.params);
         let dweight = self.input_norm.id().map(|id| grads.get_mut(id));
-        rms_norm::backward(rms_norm::Saved { x: &x, inv_rms: &inv_rms, weight }, &normed_gradient, gradient, dweight);
+        rms_norm::backward(rms_norm::Saved { x, inv_rms: &inv_rms, weight }, &normed_gradient, gradient, dweight);
     }
 
     /// Linears that share an input: their input gradients add up in `dx`. Each `y` holds the gradient of its output.
     fn backward_group(
         &self,
         pass: &Pass<'_>,
-        group: &[(&LinearLayer, &Projected)],
+        group: &[(&LinearLayer, Projected)],
         x: MatRef<'_>,
         dx: &mut Matrix,
         grads: &mut Gradients,
@@ -263,24 +337,16 @@ impl Block {
     }
 }
 
-/// Kept values of the feed-forward half.
-struct FeedForward {
-    middle: Matrix,
-    middle_inv_rms: Matrix,
-    gate: Projected,
-    up: Projected,
-}
-
-/// Kept values of the attention half.
-struct Attention {
-    x: Matrix,
-    inv_rms: Matrix,
-    q: Projected,
-    k: Projected,
-    v: Projected,
-    attended: Matrix,
-    lse: Matrix,
-    o_hidden: Option<Matrix>,
+/// Where the operands of products are bf16, rounds the values to it; with `halve` returns them as they will be kept.
+fn rounded(pass: &Pass<'_>, matrix: &mut Matrix, halve: bool) -> Option<HalfMatrix> {
+    match (pass.compute, halve) {
+        (Compute::F32, _) => None,
+        (Compute::Bf16, true) => Some(HalfMatrix::rounding(matrix, pass.arena)),
+        (Compute::Bf16, false) => {
+            half_matrix::round(matrix);
+            None
+        }
+    }
 }
 
 /// `y += x`.

@@ -1,7 +1,7 @@
 //! From tensors on disk to a model in memory: names, shapes, quantisation on load, what is trained.
 //!
 //! One tensor at a time is in flight: a linear is read from the map, checked for non-finite values, quantised, and only
-//! its codes stay. Dense weights stay in the file mapping. Reference for the names: transformers `modeling_llama.py`.
+//! its codes stay in memory. Dense weights stay in the file mapping. Reference for the names: transformers `modeling_llama.py`.
 
 use super::block::Block;
 use super::hf_config::ModelConfig;
@@ -35,6 +35,8 @@ pub struct LoadOptions {
     pub quantize: Option<QuantConfig>,
     /// Train every weight.
     pub train_all: bool,
+    /// Train the embeddings and the head beside the adapters (PEFT's `modules_to_save`).
+    pub train_embeddings: bool,
     /// Attach fresh adapters.
     pub lora: Option<LoraConfig>,
     /// Names the random initial values.
@@ -46,7 +48,7 @@ pub struct LoadOptions {
 impl LoadOptions {
     /// For inference: the weights as they are stored.
     pub fn frozen(positions: usize) -> LoadOptions {
-        LoadOptions { quantize: None, train_all: false, lora: None, seed: 0, positions }
+        LoadOptions { quantize: None, train_all: false, train_embeddings: false, lora: None, seed: 0, positions }
     }
 
     /// For training with `method`.
@@ -54,6 +56,7 @@ impl LoadOptions {
         LoadOptions {
             quantize: (method == Method::Qlora).then_some(quantization),
             train_all: method == Method::Full,
+            train_embeddings: false,
             lora: (method != Method::Full).then(|| lora.clone()),
             seed,
             positions: 0,
@@ -179,13 +182,17 @@ impl Loader<'_> {
         let Some(config) = self.options.quantize else { return self.dense(name, ParamKind::Weight, rows, cols) };
         let tensor = self.finite_tensor(name, &[rows, cols])?;
         let Some(values) = tensor.values() else { return Err(self.wrong_dtype(name)) };
-        Ok(Weight::Nf4(quantize(values, rows, cols, config).map_err(|error| error.at(name))?))
+        let matrix = quantize(values, rows, cols, config).map_err(|error| error.at(name))?;
+        tensor.bytes.release();
+        Ok(Weight::Nf4(matrix))
     }
 
     fn dense(&mut self, name: &str, kind: ParamKind, rows: usize, cols: usize) -> Result<Weight> {
         let tensor = self.finite_tensor(name, &[rows, cols])?;
-        if self.options.train_all {
+        let is_embedding = matches!(kind, ParamKind::Embedding | ParamKind::Head);
+        if self.options.train_all || self.options.train_embeddings && is_embedding {
             let value = self.to_f32(name, &tensor)?;
+            tensor.bytes.release();
             return Ok(Weight::Trained(self.params.add(Param { name: name.into(), kind, rows, cols, value })));
         }
         let dtype = match tensor.dtype {

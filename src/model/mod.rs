@@ -2,10 +2,13 @@
 
 pub mod block;
 pub mod cache;
+pub mod gguf;
 pub mod hf_config;
+pub mod hub;
 pub mod layer;
 pub mod llama;
 pub mod load;
+pub mod open;
 pub mod pass;
 pub mod random;
 pub mod weights;
@@ -15,5 +18,6 @@ pub use cache::KvCache;
 pub use hf_config::ModelConfig;
 pub use llama::{Batch, Llama};
 pub use load::{load, LoadOptions, Method, TensorSource};
+pub use open::OpenModel;
 pub use pass::{DoraScales, Noise, Pass, Rows};
 pub use weights::{Checkpoint, RawTensor, StoredDtype};

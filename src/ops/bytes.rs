@@ -1,6 +1,6 @@
-//! Bytes of a weight: owned, or a slice of a memory-mapped safetensors file that stays mapped while anyone reads it.
+//! Bytes of a weight: owned, or a slice of a memory-mapped file that stays mapped while anyone reads it.
 
-use candle_core::safetensors::MmapedSafetensors;
+use std::any::Any;
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ enum Inner {
     /// 64-bit words so that any element type up to 8 bytes is aligned; the length is in bytes.
     Owned(Arc<Vec<u64>>, usize),
     Mapped {
-        _owner: Arc<MmapedSafetensors>,
+        _owner: Arc<dyn Any + Send + Sync>,
         pointer: *const u8,
         len: usize,
     },
@@ -38,12 +38,31 @@ impl Bytes {
         Bytes(Inner::Owned(Arc::new(words), len))
     }
 
-    /// Bytes of `tensor`, which must be a slice out of `owner`'s mapping. Copied if they are not `alignment`-aligned.
-    pub fn mapped(owner: &Arc<MmapedSafetensors>, tensor: &[u8], alignment: usize) -> Bytes {
+    /// Bytes of `tensor`, which must be a slice out of the mapping that `owner` is or keeps. Copied if they are not
+    /// `alignment`-aligned.
+    pub fn mapped<Map: Any + Send + Sync>(owner: &Arc<Map>, tensor: &[u8], alignment: usize) -> Bytes {
         if !(tensor.as_ptr() as usize).is_multiple_of(alignment) {
             return Bytes::owned(tensor);
         }
         Bytes(Inner::Mapped { _owner: owner.clone(), pointer: tensor.as_ptr(), len: tensor.len() })
+    }
+
+    /// Says that the bytes will not be read soon. Pages of a file mapping leave this process's memory (the system may
+    /// keep them cached) and come back when they are read again; owned bytes stay.
+    pub fn release(&self) {
+        #[cfg(unix)]
+        if let Inner::Mapped { pointer, len, .. } = &self.0 {
+            // SAFETY: sysconf has no preconditions.
+            let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096).max(1);
+            let (start, end) = (*pointer as usize, *pointer as usize + len);
+            // Pages at the ends may belong to a neighbour too.
+            let (first, last) = (start.next_multiple_of(page), end / page * page);
+            if first < last {
+                // SAFETY: the range lies in a mapping that `_owner` keeps; it is a shared mapping of a file, of which
+                // DONTNEED drops no contents.
+                unsafe { libc::madvise(first as *mut libc::c_void, last - first, libc::MADV_DONTNEED) };
+            }
+        }
     }
 
     /// Whether the bytes live in a file mapping.

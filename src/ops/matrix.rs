@@ -3,64 +3,69 @@
 //! Invariant: after the first step of a given shape no memory is requested from the system; a dropped [`Matrix`] goes
 //! back to its [`Arena`] and is handed out again. Contents of a fresh matrix are unspecified (but initialised) unless
 //! `zeros` was asked for. Views ([`MatRef`], [`MatMut`]) carry a row stride, so a group of columns is a view too.
+//! Where a matrix lies is decided by [`Space`]; memory is anonymous mappings, whose pages exist once they are written.
 
-use std::alloc::{alloc_zeroed, dealloc, handle_alloc_error, Layout};
-use std::collections::BTreeMap;
+use super::space::{Place, Space, HUGE_PAGE};
+use memmap2::{MmapOptions, MmapRaw};
+use std::alloc::{handle_alloc_error, Layout};
 use std::ops::{Deref, DerefMut, Range};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-const ALIGNMENT: usize = 64;
-const HUGE_PAGE: usize = 2 << 20;
-
-/// One aligned piece of memory, zeroed when it was made.
-struct Block {
-    pointer: *mut f32,
-    layout: Layout,
+/// The memory of one region, zero when it was made.
+struct Region {
+    map: MmapRaw,
+    /// Bytes before the first one that is used: it starts at a huge page.
+    skipped: usize,
 }
 
-// SAFETY: a Block is owned memory without interior sharing; moving the owner between threads is sound.
-unsafe impl Send for Block {}
-// SAFETY: shared access to a Block only reads the pointer and layout; data is reached through Matrix's borrows.
-unsafe impl Sync for Block {}
-
-impl Block {
-    fn new(bytes: usize) -> Block {
-        let alignment = if bytes >= HUGE_PAGE { HUGE_PAGE } else { ALIGNMENT };
-        let Ok(layout) = Layout::from_size_align(bytes.max(ALIGNMENT), alignment) else {
-            handle_alloc_error(Layout::new::<u8>())
+impl Region {
+    fn new(bytes: usize) -> Region {
+        let huge = bytes >= HUGE_PAGE;
+        let length = if huge { bytes + HUGE_PAGE } else { bytes };
+        let Ok(map) = MmapOptions::new().len(length).no_reserve_swap().map_anon() else {
+            handle_alloc_error(Layout::from_size_align(bytes, 64).unwrap_or(Layout::new::<u8>()))
         };
-        // SAFETY: the layout has a size above zero.
-        let pointer = unsafe { alloc_zeroed(layout) };
-        if pointer.is_null() {
-            handle_alloc_error(layout);
-        }
+        let map = MmapRaw::from(map);
+        let skipped = if huge { map.as_mut_ptr().align_offset(HUGE_PAGE) } else { 0 };
         #[cfg(target_os = "linux")]
-        if bytes >= HUGE_PAGE {
-            // SAFETY: the range was allocated above; MADV_HUGEPAGE changes no contents and may fail harmlessly.
-            unsafe { libc::madvise(pointer.cast(), layout.size(), libc::MADV_HUGEPAGE) };
+        if huge {
+            // Without huge pages it is only slower.
+            let _ = map.advise_range(memmap2::Advice::HugePage, skipped, bytes);
         }
-        Block { pointer: pointer.cast(), layout }
+        Region { map, skipped }
     }
-}
 
-impl Drop for Block {
-    fn drop(&mut self) {
-        // SAFETY: allocated in `new` with this very layout, freed once.
-        unsafe { dealloc(self.pointer.cast(), self.layout) }
+    /// The byte at `offset`, which must lie in the region.
+    fn at(&self, offset: usize) -> NonNull<f32> {
+        assert!(self.skipped + offset < self.map.len());
+        // SAFETY: in bounds by the assertion.
+        let pointer = unsafe { self.map.as_mut_ptr().add(self.skipped + offset) };
+        NonNull::new(pointer.cast()).unwrap_or(NonNull::dangling())
+    }
+
+    /// Gives the pages of a range that nobody uses back to the system; they read as zeros afterwards.
+    fn release(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        // SAFETY: nobody holds a reference into the range, and any contents are fit for what is lent next.
+        let _ = unsafe {
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            self.map.unchecked_advise_range(advice, self.skipped + range.start, range.len())
+        };
+        #[cfg(not(unix))]
+        let _ = range;
     }
 }
 
 #[derive(Default)]
-struct Pool {
-    free: Mutex<BTreeMap<usize, Vec<Block>>>,
-    live: AtomicUsize,
-    peak: AtomicUsize,
+struct State {
+    space: Space,
+    regions: Vec<Region>,
 }
 
 /// Hands out matrices and takes them back. Clones share the same memory.
 #[derive(Clone, Default)]
-pub struct Arena(Arc<Pool>);
+pub struct Arena(Arc<Mutex<State>>);
 
 impl Arena {
     /// An empty arena.
@@ -68,13 +73,18 @@ impl Arena {
         Arena::default()
     }
 
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A `[rows, cols]` matrix with unspecified contents.
     pub fn matrix(&self, rows: usize, cols: usize) -> Matrix {
-        let bytes = (rows * cols * size_of::<f32>()).next_multiple_of(4096);
-        let block = self.take(bytes).unwrap_or_else(|| Block::new(bytes));
-        let live = self.0.live.fetch_add(block.layout.size(), Ordering::Relaxed) + block.layout.size();
-        self.0.peak.fetch_max(live, Ordering::Relaxed);
-        Matrix { rows, cols, block: Some(block), pool: self.0.clone() }
+        let mut state = self.lock();
+        let place = state.space.take(rows * cols * size_of::<f32>());
+        let missing: Vec<usize> = state.space.region_sizes().skip(state.regions.len()).collect();
+        state.regions.extend(missing.into_iter().map(Region::new));
+        let memory = state.regions[place.region].at(place.start);
+        Matrix { rows, cols, memory, place: Some(place), arena: self.clone() }
     }
 
     /// A `[rows, cols]` matrix of zeros.
@@ -84,30 +94,25 @@ impl Arena {
         matrix
     }
 
-    /// The smallest free block that holds `bytes` and wastes at most a quarter of itself.
-    fn take(&self, bytes: usize) -> Option<Block> {
-        let mut free = self.0.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let (&size, blocks) = free.range_mut(bytes..=bytes + bytes / 3).next()?;
-        let block = blocks.pop();
-        if blocks.is_empty() {
-            free.remove(&size);
-        }
-        block
-    }
-
     /// Bytes in matrices that exist now.
     pub fn live_bytes(&self) -> usize {
-        self.0.live.load(Ordering::Relaxed)
+        self.lock().space.live()
     }
 
     /// Largest value that [`Arena::live_bytes`] has had.
     pub fn peak_bytes(&self) -> usize {
-        self.0.peak.load(Ordering::Relaxed)
+        self.lock().space.peak()
+    }
+
+    /// Bytes of memory behind the arena: what its matrices have ever used, and the holes between them.
+    pub fn touched_bytes(&self) -> usize {
+        self.lock().space.touched()
     }
 
     /// Gives memory that no matrix uses back to the system.
     pub fn trim(&self) {
-        self.0.free.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        let State { space, regions } = &mut *self.lock();
+        space.trim(|region, range| regions[region].release(range));
     }
 }
 
@@ -115,9 +120,16 @@ impl Arena {
 pub struct Matrix {
     rows: usize,
     cols: usize,
-    block: Option<Block>,
-    pool: Arc<Pool>,
+    memory: NonNull<f32>,
+    /// Always there until the matrix is dropped.
+    place: Option<Place>,
+    arena: Arena,
 }
+
+// SAFETY: a matrix alone owns its range of the arena's memory, which the arena it holds keeps mapped.
+unsafe impl Send for Matrix {}
+// SAFETY: shared access only reads.
+unsafe impl Sync for Matrix {}
 
 impl Matrix {
     /// Number of rows.
@@ -150,31 +162,22 @@ impl Matrix {
 impl Deref for Matrix {
     type Target = [f32];
     fn deref(&self) -> &[f32] {
-        match &self.block {
-            // SAFETY: the block holds at least rows*cols initialised f32 and is borrowed with self.
-            Some(block) => unsafe { std::slice::from_raw_parts(block.pointer, self.rows * self.cols) },
-            None => &[],
-        }
+        // SAFETY: the place holds at least rows*cols f32, initialised (mapped as zeros), borrowed with self.
+        unsafe { std::slice::from_raw_parts(self.memory.as_ptr(), self.rows * self.cols) }
     }
 }
 
 impl DerefMut for Matrix {
     fn deref_mut(&mut self) -> &mut [f32] {
-        match &self.block {
-            // SAFETY: as in deref; the borrow is exclusive.
-            Some(block) => unsafe { std::slice::from_raw_parts_mut(block.pointer, self.rows * self.cols) },
-            None => &mut [],
-        }
+        // SAFETY: as in deref; the borrow is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.memory.as_ptr(), self.rows * self.cols) }
     }
 }
 
 impl Drop for Matrix {
     fn drop(&mut self) {
-        if let Some(block) = self.block.take() {
-            let size = block.layout.size();
-            self.pool.live.fetch_sub(size, Ordering::Relaxed);
-            let mut free = self.pool.free.lock().unwrap_or_else(PoisonError::into_inner);
-            free.entry(size).or_default().push(block);
+        if let Some(place) = self.place.take() {
+            self.arena.lock().space.give(place);
         }
     }
 }

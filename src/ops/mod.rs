@@ -6,12 +6,14 @@ pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
 pub mod gemm;
+pub mod half_matrix;
 pub mod linear;
 pub mod matrix;
 pub mod params;
 pub mod random;
 pub mod rms_norm;
 pub mod rope;
+pub mod space;
 pub mod swiglu;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -20,6 +22,7 @@ pub(crate) mod vector_exp;
 
 pub use bytes::Bytes;
 pub use gemm::WeightRef;
+pub use half_matrix::HalfMatrix;
 pub use matrix::{Arena, MatMut, MatRef, Matrix};
 pub use params::{Gradients, Param, ParamId, ParamKind, ParamStore};
 pub use random::RandomStream;

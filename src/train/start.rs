@@ -9,6 +9,7 @@ use super::guards::{SkipCounter, SpikeDetector};
 use super::metrics::{EvalRow, Log};
 use super::run::{Observer, Run};
 use super::step::{Engine, StepSettings};
+use super::tensorboard::EventFile;
 use crate::adapter::peft;
 use crate::checkpoint::Restored;
 use crate::data::batch::{evaluation_batches, BatchCursor, BatchSettings, Batches, MicroBatch};
@@ -101,6 +102,7 @@ impl Run {
         if log.bytes() < log_bytes {
             observer.warning(&format!("{LOG_FILE} is shorter than it was: rows of earlier steps are missing"));
         }
+        let events = EventFile::create(&folder.path)?;
         let total_steps = count_steps(config, &corpora.train);
         let mut run = Run {
             folder,
@@ -108,6 +110,7 @@ impl Run {
             engine,
             corpora,
             log,
+            events,
             config: config.clone(),
             base_hash,
             full_base_hash: None,
@@ -166,8 +169,11 @@ fn engine(
     let continued = config.adapter.as_deref().map(peft::read).transpose()?;
     let mut options = LoadOptions::training(config.method, config.quantization, &config.lora, config.seed);
     options.positions = config.data.sequence_length;
+    options.train_embeddings = config.train_embeddings;
     if let Some(adapter) = &continued {
         options.lora = Some(adapter.config.clone());
+        // What the adapter saved comes with it, ready to train on.
+        options.train_embeddings &= adapter.saved().is_empty();
     }
     let (mut model, mut params) = model::load(model_config, source, &options, &mut |done, total| {
         observer.phase("loading the model", done, total);

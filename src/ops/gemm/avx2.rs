@@ -1,13 +1,14 @@
 //! AVX2 kernels with FMA: 12 accumulators (6x16), transposition of 8x8 words, NF4 lookups in two half tables.
 
 use super::kernel::{dot, dot_row, tile, tile_row, Dot, Kernels, Lanes, Tile, MOST_ROWS};
-use super::pack_nf4::{table, ScaleReader};
-use crate::quant::Nf4Matrix;
+use super::pack_nf4::ScaleReader;
+use crate::quant::nf4::NF4_CODE;
+use crate::quant::{Nf4Matrix, SourceDtype};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
 #[derive(Clone, Copy)]
-struct Avx2;
+pub(super) struct Avx2;
 
 impl Lanes for Avx2 {
     type Vector = __m256;
@@ -148,12 +149,39 @@ pub(super) static F32: Kernels = Kernels {
     dots: dot_row!(dot_f32),
     pairs: None,
     transpose,
+    codes: Some(&super::gemv_nf4_x86::AVX2),
 };
+
+/// Rounds to the dtype that was quantised, nearest even.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn rounded(value: __m256, dtype: SourceDtype) -> __m256 {
+    match dtype {
+        SourceDtype::F32 => value,
+        SourceDtype::F16 => _mm256_cvtph_ps(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(value)),
+        SourceDtype::Bf16 => {
+            let bits = _mm256_castps_si256(value);
+            let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+            let biased = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+            _mm256_castsi256_ps(_mm256_and_si256(biased, _mm256_set1_epi32(0xffff_0000_u32 as i32)))
+        }
+    }
+}
+
+/// The two halves of the 16 values of a block.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn half_tables(scale: f32, dtype: SourceDtype) -> (__m256, __m256) {
+    // SAFETY: NF4_CODE has 16 values.
+    let (low, high) = unsafe { (_mm256_loadu_ps(NF4_CODE.as_ptr()), _mm256_loadu_ps(NF4_CODE.as_ptr().add(8))) };
+    let scale = _mm256_set1_ps(scale);
+    (rounded(_mm256_mul_ps(low, scale), dtype), rounded(_mm256_mul_ps(high, scale), dtype))
+}
 
 /// The values of eight codes: the low three bits choose in a half table, the fourth chooses the half.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn look_up(codes: __m256i, low: __m256, high: __m256) -> __m256 {
+pub(super) fn look_up(codes: __m256i, low: __m256, high: __m256) -> __m256 {
     let half = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(codes));
     _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, codes), _mm256_permutevar8x32_ps(high, codes), half)
 }
@@ -171,9 +199,7 @@ pub(super) unsafe fn dequantise_groups(matrix: &Nf4Matrix, groups: Range<usize>,
     for (group, to) in groups.zip(to.chunks_exact_mut(16)) {
         if (group * 16) >> shift != block {
             block = (group * 16) >> shift;
-            let values = table(scales.get(block), matrix.dtype);
-            // SAFETY: 16 values.
-            (low, high) = unsafe { (_mm256_loadu_ps(values.as_ptr()), _mm256_loadu_ps(values.as_ptr().add(8))) };
+            (low, high) = half_tables(scales.get(block), matrix.dtype);
         }
         let bytes = super::pack_nf4::group_bytes(matrix, group);
         let odd = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(i64::from_le_bytes(bytes)));

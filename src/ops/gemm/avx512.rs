@@ -153,4 +153,5 @@ pub(super) static F32: Kernels = Kernels {
     dots: dot_row!(dot_f32),
     pairs: None,
     transpose,
+    codes: Some(&super::gemv_nf4_x86::AVX512),
 };

@@ -152,4 +152,5 @@ pub(super) static BF16: Kernels = Kernels {
     dots: dot_row!(dot_pairs),
     pairs: Some(PairFns { neighbours: pair_neighbours, rows: pair_rows }),
     transpose,
+    codes: Some(&super::gemv_nf4_x86::PAIRS),
 };

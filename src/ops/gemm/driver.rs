@@ -14,8 +14,11 @@ use crate::ops::matrix::MatMut;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Panels of a job at most: the part of A in use stays in the L2 cache from one to the next.
-const PANELS_PER_JOB: usize = 8;
+/// Panels of a job at most: with few, the piece of C that the depth blocks add to stays in the cache.
+const PANELS_PER_JOB: usize = 2;
+
+/// Jobs for each thread, if there are as many panels: a thread that is held up leaves the rest to the others.
+const JOBS_PER_THREAD: usize = 4;
 
 /// Rows of a job at least, where rows are split: packing a panel again for each job must stay cheap.
 const ROWS_PER_JOB: usize = 128;
@@ -76,16 +79,17 @@ pub(super) fn run(product: Product<'_>) {
     let shared = Shared {
         kernels,
         source,
-        rows: left.prepare(kernels, threads, panels.count),
+        rows: left.prepare(kernels, threads),
         target: Target(target.data.as_mut_ptr()),
         target_stride: target.stride,
         depth,
         store,
         panels,
     };
-    let column_jobs = Cuts::into(panels.count, 1, panels.count.div_ceil(PANELS_PER_JOB).next_multiple_of(threads));
-    let wanted = if panels.count < 4 * threads { (4 * threads).div_ceil(panels.count) } else { 1 };
-    let row_jobs = Cuts::into(rows, 8, if threads == 1 { 1 } else { wanted.min(rows / ROWS_PER_JOB).max(1) });
+    let wanted = JOBS_PER_THREAD * threads;
+    let column_jobs = Cuts::into(panels.count, 1, panels.count.div_ceil(PANELS_PER_JOB).max(wanted.min(panels.count)));
+    let row_parts = if threads == 1 { 1 } else { wanted.div_ceil(panels.count).min(rows / ROWS_PER_JOB).max(1) };
+    let row_jobs = Cuts::into(rows, 8, row_parts);
     for_each(threads, column_jobs.count * row_jobs.count, |job| {
         shared.job(column_jobs.get(job / row_jobs.count), row_jobs.get(job % row_jobs.count));
     });

@@ -4,10 +4,11 @@
 //! Invariant: a sum is formed in the order of its row alone, in strips of [`STRIP`] words.
 
 use super::driver::for_each;
+use super::gemv_nf4::Fused;
 use super::kernel::{Dot, Kernels, MOST_ROWS};
 use super::operand::Target;
 use super::pack_dense::{Source, STRIP_MARGIN};
-use super::plan::ALONE;
+use super::plan::{Cuts, ALONE};
 use super::scratch::Scratch;
 use super::{Store, WeightRef};
 use crate::device::Compute;
@@ -20,11 +21,19 @@ const STRIP: usize = 1024;
 /// Bytes of the weight in a job.
 const JOB_BYTES: usize = 128 << 10;
 
-/// Takes the sums of a row of the weight with all rows of x.
-pub(super) type Put<'a> = &'a mut dyn FnMut(usize, &[f32; MOST_ROWS]);
+/// Takes the sums of neighbouring rows of the weight, from a first one on, with a range of rows of x.
+pub(super) type Put<'a> = &'a mut dyn FnMut(usize, Range<usize>, &[[f32; MOST_ROWS]]);
 
 /// Brings a row of x into the order of the weight's words.
-type Order = fn(from: &[f32], pairs: bool, to: &mut [f32]);
+pub(super) type Order = fn(from: &[f32], to: &mut [f32]);
+
+/// Most rows of x that this form serves; with more, panels are faster.
+pub(super) const MOST_INPUTS: usize = 16;
+
+/// Rows of x in groups that the dot products take at once.
+pub(super) fn groups(count: usize) -> Cuts {
+    Cuts::at_most(count, 1, MOST_ROWS)
+}
 
 /// Computes `y (+)= alpha · x · wᵀ`.
 pub(super) fn run(x: MatRef<'_>, source: Source<'_>, y: MatMut<'_>, store: Store) {
@@ -33,10 +42,9 @@ pub(super) fn run(x: MatRef<'_>, source: Source<'_>, y: MatMut<'_>, store: Store
         return;
     }
     let kernels = Kernels::of(source.path, source.compute);
-    #[cfg(target_arch = "x86_64")]
     if let WeightRef::Nf4(matrix) = source.weight {
-        if let Some(fused) = super::gemv_nf4::Fused::new(&source, kernels, matrix, count) {
-            let inputs = Inputs::new(x, &source, kernels, Some(super::gemv_nf4::order_of_codes));
+        if let Some(fused) = Fused::new(&source, kernels, matrix, count) {
+            let inputs = Inputs::new(x, &source, kernels, Some(fused.order()));
             // SAFETY: the functions were made for this weight, path and number of rows of x, which is in their order.
             return share(&source, inputs, y, store, |rows, dot, put| unsafe { fused.sums(rows, dot, put) });
         }
@@ -61,7 +69,7 @@ impl Inputs {
             to.fill(0.0);
             match order {
                 Some(order) => {
-                    order(x.row(t), kernels.pairs.is_some(), ordered);
+                    order(x.row(t), ordered);
                     source.convert(kernels, &ordered[..x.cols], to);
                 }
                 None => source.convert(kernels, x.row(t), to),
@@ -92,11 +100,14 @@ fn share(
     for_each(threads, rows.div_ceil(rows_per_job), |job| {
         let job_rows = job * rows_per_job..rows.min((job + 1) * rows_per_job);
         let dot = Dot { a: std::ptr::null(), b: start.get(), b_row: inputs.stride, words: 0 };
-        sums(job_rows, dot, &mut |row, sums| {
-            for (t, sum) in sums[..count].iter().enumerate() {
-                // SAFETY: t < y.rows and row < y.cols; each row of the weight belongs to one job.
-                let element = unsafe { &mut *target.get().add(t * y.stride + row) };
-                *element = if store.accumulate { *element + store.alpha * sum } else { store.alpha * sum };
+        sums(job_rows, dot, &mut |first, inputs, sums| {
+            for (t, i) in inputs.zip(0..) {
+                for (row, sums) in (first..).zip(sums) {
+                    // SAFETY: t < y.rows and row < y.cols: each row of the weight belongs to one job.
+                    let element = unsafe { &mut *target.get().add(t * y.stride + row) };
+                    let value = store.alpha * sums[i];
+                    *element = if store.accumulate { *element + value } else { value };
+                }
             }
         });
     });
@@ -105,7 +116,7 @@ fn share(
 /// Sums of rows of the weight with `count` rows of x: from the weight itself where its words are those of the kernels,
 /// else from strips that are converted first.
 fn sums(source: &Source<'_>, kernels: &Kernels, (rows, count): (Range<usize>, usize), dot: Dot, put: Put<'_>) {
-    let depth = source.weight.cols();
+    let (depth, groups) = (source.weight.cols(), groups(count));
     let direct = match source.weight {
         WeightRef::F32(_) => source.compute == Compute::F32,
         WeightRef::Bf16 { cols, .. } => kernels.pairs.is_some() && cols.is_multiple_of(2),
@@ -115,7 +126,7 @@ fn sums(source: &Source<'_>, kernels: &Kernels, (rows, count): (Range<usize>, us
     let mut scratch = Scratch::take(2 * (2 * STRIP + STRIP_MARGIN));
     let (strip, spare) = scratch.words().split_at_mut(2 * STRIP + STRIP_MARGIN);
     for row in rows {
-        let mut sums = [0.0; MOST_ROWS];
+        let mut sums = [[0.0; MOST_ROWS]; MOST_INPUTS / MOST_ROWS];
         for start in (0..depth).step_by(step) {
             let end = depth.min(start + step);
             let words = (end - start).div_ceil(kernels.per_word());
@@ -124,12 +135,17 @@ fn sums(source: &Source<'_>, kernels: &Kernels, (rows, count): (Range<usize>, us
                 WeightRef::Bf16 { bits, cols, .. } if direct => bits[row * cols..][..cols].as_ptr().cast(),
                 _ => source.row_words(kernels, row, start..end, strip, spare),
             };
-            // SAFETY: `a` has these words and so has each row of x, padded; count ≤ MOST_ROWS.
-            unsafe {
-                let b = dot.b.add(start / kernels.per_word());
-                kernels.dots[count - 1](&Dot { a, b, words, ..dot }, &mut sums);
+            for (group, sums) in sums.iter_mut().enumerate().take(groups.count) {
+                let inputs = groups.get(group);
+                // SAFETY: `a` has these words and so has each row of x, padded; a group has at most MOST_ROWS.
+                unsafe {
+                    let b = dot.b.add(inputs.start * dot.b_row + start / kernels.per_word());
+                    kernels.dots[inputs.len() - 1](&Dot { a, b, words, ..dot }, sums);
+                }
             }
         }
-        put(row, &sums);
+        for (group, sums) in sums.iter().enumerate().take(groups.count) {
+            put(row, groups.get(group), std::slice::from_ref(sums));
+        }
     }
 }

@@ -1,21 +1,17 @@
-//! One row of NF4 codes times up to eight rows of x, with AVX-512: the codes are looked up in registers.
+//! Rows of NF4 codes times up to eight rows of x at once: the codes are looked up in registers.
 //!
 //! A row is taken in pieces of 64 values. Each has a table of its 16 finished values `round(code · scale)`, and all
 //! tables of a row are made first, which leaves the loop over the pieces nothing but lookups and multiply-adds. x comes
-//! in the order in which the codes fall out of their bytes: of each 32 values (64 for pairs) first those with an even
-//! index, then those with an odd one.
+//! in the order in which the codes fall out of their bytes: of each *unit* first the values of even index, then those
+//! of odd index.
 
-use super::avx512::Avx512;
-use super::avx512bf16::{narrow, Pairs};
-use super::gemv::Put;
+use super::gemv::{groups, Order, Put};
 use super::kernel::{Dot, Kernels, Lanes, MOST_ROWS};
 use super::pack_dense::Source;
 use super::pack_nf4::ScaleReader;
-use super::pack_nf4_avx512::table;
-use super::pack_nf4_bf16::before_bf16;
-use crate::device::{Compute, CpuPath};
+use super::plan::Cuts;
+use crate::device::Compute;
 use crate::quant::{Nf4Matrix, SourceDtype};
-use std::arch::x86_64::*;
 use std::ops::Range;
 
 /// Values of a piece; every one lies in one block.
@@ -30,54 +26,58 @@ const BATCH: usize = 16;
 /// Bytes ahead of the codes in use that are prefetched: rows follow one another in memory.
 const AHEAD: usize = 8 << 10;
 
-/// Writes the table of each piece.
-type TablesFn = unsafe fn(scales: &[f32], dtype: SourceDtype, tables: &mut [Table]);
+/// Writes the table of each piece; `narrow`: rounded to bf16 in the end.
+pub(super) type TablesFn = unsafe fn(scales: &[f32], dtype: SourceDtype, narrow: bool, tables: &mut [Table]);
 
 /// Products of some neighbouring rows of codes, as many as there are sums, with the rows of x.
 ///
 /// # Safety
 /// The tables are those of all pieces of all rows, the codes are readable, and `dot.b` has as many rows and words.
-type RowsFn = unsafe fn(codes: *const u8, tables: &[Table], dot: &Dot, sums: &mut [[f32; MOST_ROWS]]);
+pub(super) type RowsFn = unsafe fn(codes: *const u8, tables: &[Table], dot: &Dot, sums: &mut [[f32; MOST_ROWS]]);
 
 /// 16 f32, or twice the same 16 bf16: a lookup of 16-bit words takes five bits, and the fifth is the neighbour's.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-pub(super) struct Table([f32; 16]);
+pub(super) struct Table(pub [f32; 16]);
 
-/// The functions for a weight and a number of rows of x.
+/// What a path offers for this form.
+pub(super) struct Functions {
+    /// Makes the tables.
+    pub tables: TablesFn,
+    /// Products by rows of x - 1.
+    pub rows: [RowsFn; MOST_ROWS],
+    /// The order of x.
+    pub order: Order,
+}
+
+/// A weight with the functions for it.
 #[derive(Clone, Copy)]
 pub(super) struct Fused<'a> {
     matrix: &'a Nf4Matrix,
     scales: ScaleReader<'a>,
-    tables: TablesFn,
-    rows: RowsFn,
+    functions: &'static Functions,
+    narrow: bool,
+    groups: Cuts,
 }
 
 impl<'a> Fused<'a> {
-    /// The functions, if this path and weight have some.
+    /// The functions, if this path and weight have some, for `count` rows of x.
     pub fn new(source: &Source<'_>, kernels: &Kernels, matrix: &'a Nf4Matrix, count: usize) -> Option<Fused<'a>> {
-        const WORDS: [RowsFn; MOST_ROWS] =
-            [words::<1>, words::<2>, words::<3>, words::<4>, words::<5>, words::<6>, words::<7>, words::<8>];
-        const PAIRS: [RowsFn; MOST_ROWS] =
-            [pairs::<1>, pairs::<2>, pairs::<3>, pairs::<4>, pairs::<5>, pairs::<6>, pairs::<7>, pairs::<8>];
         let whole = matrix.cols.is_multiple_of(PIECE) && matrix.block >= PIECE;
-        if source.path < CpuPath::Avx512 || !whole {
-            return None;
-        }
-        let scales = ScaleReader::new(matrix);
-        if kernels.pairs.is_some() {
-            Some(Fused { matrix, scales, tables: tables_of_pairs, rows: PAIRS[count - 1] })
-        } else if source.compute == Compute::F32 {
-            Some(Fused { matrix, scales, tables: tables_of_words, rows: WORDS[count - 1] })
-        } else {
-            None
-        }
+        let functions = kernels.codes.filter(|_| whole)?;
+        let narrow = source.compute == Compute::Bf16;
+        Some(Fused { matrix, scales: ScaleReader::new(matrix), functions, narrow, groups: groups(count) })
+    }
+
+    /// The order that x must come in.
+    pub fn order(&self) -> Order {
+        self.functions.order
     }
 
     /// Sums of some rows of the weight with the rows of x.
     ///
     /// # Safety
-    /// `dot.b` has as many rows as this was made for, each of them a row of x in [`order_of_codes`].
+    /// `dot.b` has as many rows as this was made for, each of them a row of x in [`Fused::order`].
     pub unsafe fn sums(&self, rows: Range<usize>, dot: Dot, put: Put<'_>) {
         let cols = self.matrix.cols;
         let batch = (TABLES / (cols / PIECE).max(1)).clamp(1, BATCH);
@@ -90,114 +90,45 @@ impl<'a> Fused<'a> {
             let (scales, tables) = (&mut scales[..count * cols / PIECE], &mut tables[..count * cols / PIECE]);
             self.scales.fill(start, PIECE, self.matrix.block, scales);
             let codes = &self.matrix.codes[start / 2..end / 2];
-            // SAFETY: the path is available; the codes are whole rows with a table for each piece, and the caller
-            // vouches for x.
-            unsafe {
-                (self.tables)(scales, self.matrix.dtype, tables);
-                (self.rows)(codes.as_ptr(), tables, &dot, &mut sums[..count]);
+            // SAFETY: the path is available (also below).
+            unsafe { (self.functions.tables)(scales, self.matrix.dtype, self.narrow, tables) };
+            for group in 0..self.groups.count {
+                let inputs = self.groups.get(group);
+                let dot = Dot { b: dot.b.wrapping_add(inputs.start * dot.b_row), ..dot };
+                // SAFETY: the codes are whole rows with a table for each piece, and the caller vouches for x.
+                unsafe { self.functions.rows[inputs.len() - 1](codes.as_ptr(), tables, &dot, &mut sums[..count]) };
+                put(first, inputs, &sums[..count]);
             }
-            sums[..count].iter().enumerate().for_each(|(i, sums)| put(first + i, sums));
+        }
+    }
+}
+
+/// Of each `N` values first those of even index, then those of odd index.
+pub(super) fn split<const N: usize>(from: &[f32], to: &mut [f32]) {
+    for (from, to) in from.chunks_exact(N).zip(to.chunks_exact_mut(N)) {
+        let (even, odd) = to.split_at_mut(N / 2);
+        for ((pair, even), odd) in from.chunks_exact(2).zip(even).zip(odd) {
+            (*even, *odd) = (pair[0], pair[1]);
         }
     }
 }
 
-/// Reorders a row of x for [`Fused::sums`].
-pub(super) fn order_of_codes(from: &[f32], pairs: bool, to: &mut [f32]) {
-    fn split<const N: usize>(from: &[f32], to: &mut [f32]) {
-        for (from, to) in from.chunks_exact(N).zip(to.chunks_exact_mut(N)) {
-            let (even, odd) = to.split_at_mut(N / 2);
-            for ((pair, even), odd) in from.chunks_exact(2).zip(even).zip(odd) {
-                (*even, *odd) = (pair[0], pair[1]);
-            }
-        }
-    }
-    if pairs {
-        split::<64>(from, to);
-    } else {
-        split::<32>(from, to);
-    }
-}
-
-/// # Safety
-/// AVX-512 F is available.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-unsafe fn tables_of_words(scales: &[f32], dtype: SourceDtype, tables: &mut [Table]) {
-    for (&scale, to) in scales.iter().zip(tables) {
-        // SAFETY: a table has 16 words.
-        unsafe { _mm512_store_ps(to.0.as_mut_ptr(), table(scale, dtype)) };
-    }
-}
-
-/// # Safety
-/// AVX-512 BF16 is available.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-unsafe fn tables_of_pairs(scales: &[f32], dtype: SourceDtype, tables: &mut [Table]) {
-    for (&scale, to) in scales.iter().zip(tables) {
-        let values = table(scale, before_bf16(dtype));
-        // SAFETY: a table has 64 bytes.
-        unsafe { _mm512_store_si512(to.0.as_mut_ptr().cast(), narrow(values, values)) };
-    }
-}
-
-/// How codes become words, and words sums. A *unit* is the codes of 16 words of even and 16 of odd index.
-trait Format {
+/// How codes become words. A unit is the codes of one vector of words of even and one of odd index.
+pub(super) trait Format: Lanes {
     /// Units in a piece.
     const UNITS: usize;
+
+    /// Sums that fit into the registers.
+    const MOST_SUMS: usize;
 
     /// The words of even and of odd index of a unit.
     ///
     /// # Safety
-    /// The bytes of the unit are readable, and the instruction set is available (also below).
-    unsafe fn look_up(bytes: *const u8, table: &Table) -> [__m512; 2];
+    /// The bytes of the unit are readable, and the instruction set is available.
+    unsafe fn look_up(bytes: *const u8, table: &Table) -> [Self::Vector; 2];
 
-    /// `a · b + sum`.
-    ///
-    /// # Safety
-    /// As above.
-    unsafe fn multiply_add(a: __m512, b: __m512, sum: __m512) -> __m512;
-}
-
-struct Words;
-
-impl Format for Words {
-    const UNITS: usize = 2;
-
-    #[inline(always)]
-    unsafe fn look_up(bytes: *const u8, table: &Table) -> [__m512; 2] {
-        // SAFETY: 16 bytes by contract; a table has 16 words.
-        unsafe {
-            let table = _mm512_load_ps(table.0.as_ptr());
-            let odd = _mm512_cvtepu8_epi32(_mm_loadu_si128(bytes.cast()));
-            [_mm512_permutexvar_ps(_mm512_srli_epi32::<4>(odd), table), _mm512_permutexvar_ps(odd, table)]
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn multiply_add(a: __m512, b: __m512, sum: __m512) -> __m512 {
-        // SAFETY: by contract.
-        unsafe { Avx512::multiply_add(a, b, sum) }
-    }
-}
-
-impl Format for Pairs {
-    const UNITS: usize = 1;
-
-    #[inline(always)]
-    unsafe fn look_up(bytes: *const u8, table: &Table) -> [__m512; 2] {
-        // SAFETY: 32 bytes by contract; a table has 64 bytes.
-        unsafe {
-            let table = _mm512_load_si512(table.0.as_ptr().cast());
-            let odd = _mm512_cvtepu8_epi16(_mm256_loadu_si256(bytes.cast()));
-            let even = _mm512_permutexvar_epi16(_mm512_srli_epi16::<4>(odd), table);
-            [_mm512_castsi512_ps(even), _mm512_castsi512_ps(_mm512_permutexvar_epi16(odd, table))]
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn multiply_add(a: __m512, b: __m512, sum: __m512) -> __m512 {
-        // SAFETY: by contract.
-        unsafe { <Pairs as Lanes>::multiply_add(a, b, sum) }
-    }
+    /// Asks for a cache line, which may lie anywhere.
+    fn prefetch(bytes: *const u8);
 }
 
 /// `R` neighbouring rows of codes times `T` rows of x. The chains of a sum depend on T alone.
@@ -205,7 +136,7 @@ impl Format for Pairs {
 /// # Safety
 /// As [`RowsFn`] for `R` rows.
 #[inline(always)]
-unsafe fn rows_at_once<F: Format, const R: usize, const T: usize>(
+pub(super) unsafe fn rows_at_once<F: Format, const R: usize, const T: usize>(
     codes: *const u8,
     tables: &[Table],
     dot: &Dot,
@@ -216,22 +147,25 @@ unsafe fn rows_at_once<F: Format, const R: usize, const T: usize>(
     let pieces = tables.len() / R;
     // SAFETY: the caller vouches for a whole row of codes for each `pieces` tables, and as many words of x.
     unsafe {
-        let mut parts = [[[_mm512_setzero_ps(); 4]; T]; R];
+        let mut parts = [[[F::zero(); 4]; T]; R];
         macro_rules! piece {
             ($piece:expr, $first_unit:expr) => {
                 for unit in 0..F::UNITS {
                     let offset = ($piece * F::UNITS + unit) * (PIECE / 2 / F::UNITS);
                     // No closure here: it would not inherit the instruction set.
-                    let mut words = [[_mm512_setzero_ps(); 2]; R];
+                    let mut words = [[F::zero(); 2]; R];
                     for (r, words) in words.iter_mut().enumerate() {
                         let bytes = codes.add(r * pieces * PIECE / 2 + offset);
-                        _mm_prefetch::<_MM_HINT_T0>(bytes.wrapping_add(AHEAD).cast());
+                        // Two pieces are a cache line.
+                        if $first_unit + unit == 0 {
+                            F::prefetch(bytes.wrapping_add(AHEAD));
+                        }
                         *words = F::look_up(bytes, tables.get_unchecked(r * pieces + $piece));
                     }
-                    let x = dot.b.add(($piece * F::UNITS + unit) * 32);
+                    let x = dot.b.add(($piece * F::UNITS + unit) * 2 * F::WIDTH);
                     for t in 0..T {
                         for parity in 0..2 {
-                            let x = _mm512_loadu_ps(x.add(t * dot.b_row + 16 * parity));
+                            let x = F::load(x.add(t * dot.b_row + F::WIDTH * parity));
                             let chain = (2 * ($first_unit + unit) + parity) % chains;
                             for r in 0..R {
                                 parts[r][t][chain] = F::multiply_add(words[r][parity], x, parts[r][t][chain]);
@@ -253,9 +187,9 @@ unsafe fn rows_at_once<F: Format, const R: usize, const T: usize>(
             for (sum, parts) in sums.iter_mut().zip(parts) {
                 let total = match chains {
                     1 => parts[0],
-                    _ => _mm512_add_ps(_mm512_add_ps(parts[0], parts[1]), _mm512_add_ps(parts[2], parts[3])),
+                    _ => F::add(F::add(parts[0], parts[1]), F::add(parts[2], parts[3])),
                 };
-                *sum = _mm512_reduce_add_ps(total);
+                *sum = F::total(total);
             }
         }
     }
@@ -266,40 +200,24 @@ unsafe fn rows_at_once<F: Format, const R: usize, const T: usize>(
 /// # Safety
 /// As [`RowsFn`].
 #[inline(always)]
-unsafe fn batch<F: Format, const T: usize>(
+pub(super) unsafe fn batch<F: Format, const T: usize>(
     codes: *const u8,
     tables: &[Table],
     dot: &Dot,
     sums: &mut [[f32; MOST_ROWS]],
 ) {
     let pieces = tables.len() / sums.len().max(1);
-    let at_once = if T <= 2 { 1 } else { 2 };
+    let at_once = if T <= 2 || 2 * T > F::MOST_SUMS { 1 } else { 2 };
     let chunks = tables.chunks(at_once * pieces).zip(sums.chunks_mut(at_once));
     for (chunk, (tables, sums)) in chunks.enumerate() {
         // SAFETY: passed on; the codes of `at_once` rows lie behind one another.
         unsafe {
             let codes = codes.add(chunk * at_once * pieces * PIECE / 2);
-            if sums.len() == 2 {
+            if 2 * T <= F::MOST_SUMS && sums.len() == 2 {
                 rows_at_once::<F, 2, T>(codes, tables, dot, sums);
             } else {
                 rows_at_once::<F, 1, T>(codes, tables, dot, sums);
             }
         }
     }
-}
-
-/// # Safety
-/// As [`RowsFn`]; AVX-512 F is available.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-unsafe fn words<const T: usize>(codes: *const u8, tables: &[Table], dot: &Dot, sums: &mut [[f32; MOST_ROWS]]) {
-    // SAFETY: passed on.
-    unsafe { batch::<Words, T>(codes, tables, dot, sums) }
-}
-
-/// # Safety
-/// As [`RowsFn`]; AVX-512 BF16 is available.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-unsafe fn pairs<const T: usize>(codes: *const u8, tables: &[Table], dot: &Dot, sums: &mut [[f32; MOST_ROWS]]) {
-    // SAFETY: passed on.
-    unsafe { batch::<Pairs, T>(codes, tables, dot, sums) }
 }

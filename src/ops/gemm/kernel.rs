@@ -6,6 +6,7 @@
 //! Invariant: each element of C is one chain of multiply-adds in the order of depth, whatever R and V are, so that the
 //! cutting into tiles never changes a bit.
 
+use super::gemv_nf4::Functions;
 use crate::device::{Compute, CpuPath};
 
 /// A vector register of one instruction set.
@@ -183,7 +184,8 @@ pub(super) unsafe fn dot<L: Lanes, const T: usize>(args: &Dot, sums: &mut [f32; 
         while at < args.words {
             let mut rest = [0.0f32; 16];
             let count = (args.words - at).min(L::WIDTH);
-            std::ptr::copy_nonoverlapping(args.a.add(at), rest.as_mut_ptr(), count);
+            // By bytes: pairs that lie in a weight need not be aligned like words.
+            std::ptr::copy_nonoverlapping(args.a.add(at).cast::<u8>(), rest.as_mut_ptr().cast(), count * 4);
             let a = L::load(rest.as_ptr());
             for (t, parts) in parts.iter_mut().enumerate() {
                 parts[0] = L::multiply_add(a, L::load(args.b.add(t * args.b_row + at)), parts[0]);
@@ -216,6 +218,8 @@ pub(super) struct Kernels {
     pub pairs: Option<PairFns>,
     /// Transposition of up to 16 rows.
     pub transpose: TransposeFn,
+    /// Products of NF4 codes with few rows, without panels.
+    pub codes: Option<&'static Functions>,
 }
 
 impl Kernels {

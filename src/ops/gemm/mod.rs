@@ -16,8 +16,9 @@ mod avx512;
 mod avx512bf16;
 mod driver;
 mod gemv;
-#[cfg(target_arch = "x86_64")]
 mod gemv_nf4;
+#[cfg(target_arch = "x86_64")]
+mod gemv_nf4_x86;
 mod kernel;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -36,9 +37,9 @@ mod precise;
 #[cfg(test)]
 mod reference;
 mod scratch;
-pub(crate) mod small;
 #[cfg(test)]
 mod tests;
+mod turned;
 
 use super::matrix::{MatMut, MatRef};
 use crate::device::{cpu_path, Compute, CpuPath};
@@ -181,7 +182,7 @@ pub(crate) fn matmul_nt_on(path: CpuPath, x: MatRef<'_>, w: WeightRef<'_>, y: Ma
     if x.rows > 1 && precise::applies(x.rows, x.cols, w.rows(), store) {
         return precise::matmul_nt(x, source, y, store);
     }
-    if x.rows <= kernel::MOST_ROWS {
+    if x.rows <= gemv::MOST_INPUTS {
         return gemv::run(x, source, y, store);
     }
     let left = Left { matrix: x, transposed: false, compute: store.compute, path };
@@ -209,9 +210,18 @@ pub(crate) fn matmul_tn_on(path: CpuPath, a: MatRef<'_>, b: MatRef<'_>, c: MatMu
     if c.cols > 0 && precise::applies(a.cols, a.rows, b.cols, store) {
         return precise::matmul_tn(path, a, b, c, store);
     }
+    if turned::is_better(a, b) {
+        return turned::matmul_tn(path, a, b, c, store);
+    }
     let left = Left { matrix: a, transposed: true, compute: store.compute, path };
     let source = Source { weight: WeightRef::F32(b), transposed: false, compute: store.compute, path };
     driver::run(Product { left, source, target: c, store });
+}
+
+/// Bytes of working memory that the products hold: panels of each thread, and the left operand of the largest product
+/// so far if it had to be converted (bf16) or transposed.
+pub fn scratch_bytes() -> usize {
+    scratch::bytes()
 }
 
 /// The kernels work on pointers: a view that promises more than its slice holds must stop here.

@@ -90,4 +90,5 @@ pub(super) static F32: Kernels = Kernels {
     dots: dot_row!(dot_f32),
     pairs: None,
     transpose: super::portable::transpose,
+    codes: None,
 };

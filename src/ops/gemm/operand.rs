@@ -1,7 +1,7 @@
 //! Operand A as rows of words that the micro-kernels broadcast from.
 //!
-//! f32 rows are read where they are, unless their distance would put them all into one set of the L1 cache. Otherwise
-//! (bf16, or a transposed operand) they are converted once, into padded rows that all threads share.
+//! f32 rows are read where they are (copying them out of strides that share cache sets was measured: it gains nothing).
+//! For bf16, or a transposed operand, they are converted once, into padded rows that all threads share.
 
 use super::driver::for_each;
 use super::kernel::Kernels;
@@ -9,15 +9,18 @@ use super::pack_dense::round_bf16;
 use super::scratch::Scratch;
 use crate::device::{Compute, CpuPath};
 use crate::ops::matrix::MatRef;
-
-/// Rows whose distance is a multiple of this many words share cache sets.
-const CONFLICT: usize = 512;
+use std::ops::Range;
 
 /// Words of a cache line.
 const LINE: usize = 16;
 
 /// Rows (or depths, if transposed) converted by one job: whole vectors.
 const ROWS_PER_JOB: usize = 32;
+
+/// Columns of a transposed operand converted at a time: 16 rows of them stay in the L1 cache.
+const COLUMNS_AT_ONCE: usize = 512;
+
+static ZEROS: [f32; COLUMNS_AT_ONCE] = [0.0; COLUMNS_AT_ONCE];
 
 /// Operand A of a product.
 #[derive(Clone, Copy)]
@@ -79,14 +82,13 @@ impl Left<'_> {
         }
     }
 
-    /// The rows as words. `reuse`: how many tiles will read each of them.
-    pub fn prepare(&self, kernels: &Kernels, threads: usize, reuse: usize) -> Rows {
-        let conflict = self.matrix.stride.is_multiple_of(CONFLICT) && self.rows() > 8 && reuse > 8;
-        if self.compute == Compute::F32 && !self.transposed && !conflict {
+    /// The rows as words.
+    pub fn prepare(&self, kernels: &Kernels, threads: usize) -> Rows {
+        if self.compute == Compute::F32 && !self.transposed {
             return Rows { start: self.matrix.data.as_ptr(), stride: self.matrix.stride, _memory: None };
         }
         let words = self.depth().div_ceil(kernels.per_word());
-        // An odd number of cache lines.
+        // An odd number of cache lines, so that rows of a tile fall into different sets.
         let stride = (words.div_ceil(LINE) | 1) * LINE;
         let mut memory = Scratch::take(self.rows() * stride);
         let target = memory.words();
@@ -126,35 +128,34 @@ impl Left<'_> {
     }
 
     /// One vector of depths (or of pairs of depths) to the rows of words.
-    fn transpose(&self, kernels: &Kernels, depths: std::ops::Range<usize>, to: Target, stride: usize) {
-        let width = self.rows();
-        let step = kernels.per_word();
-        let direct = self.compute == Compute::F32;
-        let mut strips = Scratch::take(if direct { 0 } else { 16 * (width + 16) });
-        let mut zeros = Vec::new();
-        let mut pointers = [std::ptr::null(); 16];
-        let mut count = 0;
-        for (depth, strip) in depths.clone().step_by(step).zip(strips.words().chunks_mut(width + 16)) {
-            let even = self.matrix.row(depth);
-            pointers[count] = if direct {
-                even.as_ptr()
-            } else if let Some(pairs) = &kernels.pairs {
-                let odd = if depth + 1 < depths.end {
-                    self.matrix.row(depth + 1)
+    fn transpose(&self, kernels: &Kernels, depths: Range<usize>, to: Target, stride: usize) {
+        let first_word = depths.start / kernels.per_word();
+        let mut strips = [[0.0f32; COLUMNS_AT_ONCE]; 16];
+        for first in (0..self.rows()).step_by(COLUMNS_AT_ONCE) {
+            let columns = first..self.rows().min(first + COLUMNS_AT_ONCE);
+            let row = |depth: usize| &self.matrix.row(depth)[columns.clone()];
+            let mut pointers = [std::ptr::null(); 16];
+            let mut count = 0;
+            for (depth, strip) in depths.clone().step_by(kernels.per_word()).zip(&mut strips) {
+                pointers[count] = if let Some(pairs) = &kernels.pairs {
+                    let odd = if depth + 1 < depths.end { row(depth + 1) } else { &ZEROS[..columns.len()] };
+                    // SAFETY: the kernels are of this machine's path.
+                    unsafe { (pairs.rows)(row(depth), odd, strip) };
+                    strip.as_ptr()
+                } else if self.compute == Compute::Bf16 {
+                    round_bf16(self.path, row(depth), strip);
+                    strip.as_ptr()
                 } else {
-                    zeros.resize(width, 0.0);
-                    &zeros
+                    row(depth).as_ptr()
                 };
-                // SAFETY: the kernels are of this machine's path.
-                unsafe { (pairs.rows)(even, odd, strip) };
-                strip.as_ptr()
-            } else {
-                round_bf16(self.path, even, strip);
-                strip.as_ptr()
-            };
-            count += 1;
+                count += 1;
+            }
+            // SAFETY: the pointers have a word for each of the columns; these columns of the rows from `first_word` on
+            // are this job's.
+            unsafe {
+                let to = to.get().add(columns.start * stride + first_word);
+                (kernels.transpose)(&pointers[..count], columns.len(), to, stride);
+            }
         }
-        // SAFETY: the pointers have `width` words each; column `depths.start / step` on of the rows is this job's.
-        unsafe { (kernels.transpose)(&pointers[..count], width, to.get().add(depths.start / step), stride) };
     }
 }

@@ -4,7 +4,7 @@
 //! flat index starts at a multiple of 16. A group is 8 whole bytes and lies in one block (blocks are multiples of 32).
 
 use super::kernel::Kernels;
-use super::pack_dense::{Panel, Source};
+use super::pack_dense::{bf16_bits, round_f16, Panel, Source};
 #[cfg(target_arch = "x86_64")]
 use crate::device::Compute;
 use crate::device::CpuPath;
@@ -76,11 +76,12 @@ impl<'a> ScaleReader<'a> {
 /// The 16 values of a block with this scale.
 #[inline(always)]
 pub(super) fn table(scale: f32, dtype: SourceDtype) -> [f32; 16] {
-    let mut values = NF4_CODE.map(|code| code * scale);
-    if dtype != SourceDtype::F32 {
-        values = values.map(|value| dtype.round(value));
+    let values = NF4_CODE.map(|code| code * scale);
+    match dtype {
+        SourceDtype::F32 => values,
+        SourceDtype::F16 => values.map(round_f16),
+        SourceDtype::Bf16 => values.map(|value| f32::from_bits(bf16_bits(value) << 16)),
     }
-    values
 }
 
 /// Writes the groups that cover `count` values from flat index `start`; the values begin at the returned offset.

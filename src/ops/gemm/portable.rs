@@ -85,4 +85,5 @@ pub(super) static F32: Kernels = Kernels {
     dots: dot_row!(dot_f32),
     pairs: None,
     transpose,
+    codes: None,
 };

@@ -1,9 +1,9 @@
 //! Small products, accumulated in f64.
 //!
-//! A product below [`MOST_FLOPS`] is finished before its speed matters, and its error is then that of one rounding: a
-//! small model agrees with an f64 computation to the last digits, which attention with large scores would otherwise
-//! blow up. Larger products accumulate in f32 like those of every other tool. Which products are small follows from
-//! the shape alone, so results depend on neither threads nor kernel path.
+//! The products of a toy model (at most [`MOST_FLOPS`] operations and [`WIDEST`] columns) are finished before their
+//! speed matters, and their error is then that of one rounding: a toy agrees with an f64 computation to the last
+//! digits, which attention with large scores would otherwise blow up. All others accumulate in f32 like those of every
+//! other tool. Which products are small follows from the shape alone, so results depend on neither threads nor path.
 
 use super::{Source, Store, WeightRef};
 use crate::device::{Compute, CpuPath};
@@ -13,13 +13,16 @@ use crate::ops::vector::kernel;
 /// Products with at most so many operations (2·T·N·K) come here.
 const MOST_FLOPS: usize = 1 << 22;
 
+/// Depth and columns of a small product are at most this.
+const WIDEST: usize = 512;
+
 /// Running sums of a dot product.
 const LANES: usize = 16;
 
 /// Whether a product of `[rows, depth]` with `[depth, cols]` is a small one of f32 operands.
 pub(super) fn applies(rows: usize, depth: usize, cols: usize, store: Store) -> bool {
     let flops = 2usize.saturating_mul(rows).saturating_mul(depth).saturating_mul(cols);
-    store.compute == Compute::F32 && flops <= MOST_FLOPS
+    store.compute == Compute::F32 && flops <= MOST_FLOPS && depth.max(cols) <= WIDEST
 }
 
 /// `y[T,N] (+)= alpha * x[T,K] · w[N,K]ᵀ`.

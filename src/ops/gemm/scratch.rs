@@ -15,6 +15,11 @@ fn arena() -> &'static Arena {
 
 static FREE: Mutex<Vec<Matrix>> = Mutex::new(Vec::new());
 
+/// Bytes of all buffers.
+pub(super) fn bytes() -> usize {
+    arena().live_bytes()
+}
+
 /// A buffer on loan.
 pub(super) struct Scratch(Option<Matrix>);
 

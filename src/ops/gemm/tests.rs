@@ -1,6 +1,6 @@
 //! Every kernel path, storage, operand format and orientation against [`super::reference`].
 
-use super::small::{gemm_f32, Small, Strided};
+use super::pack_dense::{bf16_bits, f16_to_f32, round_f16};
 use super::{matmul_nn_on, matmul_nt_on, matmul_tn_on, reference, Store, WeightRef};
 use crate::device::{Compute, CpuPath};
 use crate::ops::matrix::{MatMut, MatRef};
@@ -178,6 +178,36 @@ fn every_path_equals_the_reference_for_deep_reductions() {
     compare(9, 20, 1728);
     compare(9, 1700, 16);
     compare(2, 3, 4097);
+    compare(20, 120, 1700);
+    compare(33, 1600, 50);
+}
+
+#[test]
+fn every_path_equals_the_reference_for_whole_blocks() {
+    for (rows, cols) in [(5, 128), (20, 256), (21, 192), (3, 4096), (130, 64)] {
+        compare(1, rows, cols);
+        compare(3, rows, cols);
+        compare(16, rows, cols);
+        compare(19, rows, cols);
+    }
+}
+
+#[test]
+fn every_path_equals_the_reference_for_narrow_gradients() {
+    compare(70, 40, 16);
+    compare(300, 33, 24);
+}
+
+#[test]
+fn a_transposed_operand_may_be_wider_than_any_buffer() {
+    let (_, weight) = Weight::all(18, 33).swap_remove(0);
+    for compute in [Compute::F32, Compute::Bf16] {
+        let expected = run(Form::Tn, None, 36_001, &weight, Store::set(compute));
+        for path in CpuPath::available() {
+            let actual = run(Form::Tn, Some(path), 36_001, &weight, Store::set(compute));
+            assert_close(&actual, &expected, 1e-5, path.name());
+        }
+    }
 }
 
 #[test]
@@ -215,11 +245,13 @@ fn the_number_of_threads_changes_no_bit() {
         for (name, weight) in Weight::all(rows, cols) {
             for form in [Form::Nt, Form::Nn, Form::Tn] {
                 for compute in [Compute::F32, Compute::Bf16] {
-                    let path = Some(*CpuPath::available().last().expect("a path"));
-                    let store = Store::add(compute);
-                    let alone = one.install(|| run(form, path, t, &weight, store));
-                    let together = three.install(|| run(form, path, t, &weight, store));
-                    assert!(alone.iter().zip(&together).all(|(a, b)| a.to_bits() == b.to_bits()), "{form:?} {name}");
+                    for path in CpuPath::available() {
+                        let store = Store::add(compute);
+                        let alone = one.install(|| run(form, Some(path), t, &weight, store));
+                        let together = three.install(|| run(form, Some(path), t, &weight, store));
+                        let equal = alone.iter().zip(&together).all(|(a, b)| a.to_bits() == b.to_bits());
+                        assert!(equal, "{form:?} {name} {compute:?} {}", path.name());
+                    }
                 }
             }
         }
@@ -227,33 +259,20 @@ fn the_number_of_threads_changes_no_bit() {
 }
 
 #[test]
-fn small_products_with_any_strides_equal_the_reference() {
-    let mut numbers = Numbers(11);
-    for (m, n, k) in [(1, 1, 1), (64, 64, 64), (7, 50, 33), (13, 16, 1), (64, 17, 600), (3, 49, 0)] {
-        let (a, b) = (numbers.values(m * (k + 2) + 5), numbers.values(k * (n + 2) + 5));
-        let transpose = |data: &[f32], rows: usize, cols: usize| -> Vec<f32> {
-            (0..cols * (rows + 1))
-                .map(|i| if i % (rows + 1) < rows { data[i % (rows + 1) * (cols + 2) + i / (rows + 1)] } else { 9.0 })
-                .collect()
-        };
-        let spread = |data: &[f32]| -> Vec<f32> { data.iter().flat_map(|&value| [value, 9.0]).collect() };
-        let (a_t, b_t, b_spread) = (transpose(&a, m, k), transpose(&b, k, n), spread(&b));
-        let start = numbers.values(m * (n + 3));
-        let mut expected = start.clone();
-        let store = Store::add(Compute::F32).scaled(0.5);
-        let a_view = MatRef { data: &a, rows: m, cols: k, stride: k + 2 };
-        let b_view = WeightRef::F32(MatRef { data: &b, rows: k, cols: n, stride: n + 2 });
-        reference::matmul_nn(a_view, b_view, padded_mut(&mut expected, m, n), store);
-        for path in CpuPath::available() {
-            for a in [Strided::rows(&a, k + 2), Strided::rows(&a_t, m + 1).transposed()] {
-                let spread = Strided { data: &b_spread, row: 2 * (n + 2), col: 2 };
-                for b in [Strided::rows(&b, n + 2), Strided::rows(&b_t, k + 1).transposed(), spread] {
-                    let mut actual = start.clone();
-                    let product = Small { shape: (m, n, k), a, b, alpha: 0.5, accumulate: true };
-                    gemm_f32(path, &product, &mut actual, n + 3);
-                    assert_close(&actual, &expected, 1e-5, &format!("{m}x{n}x{k} {}", path.name()));
-                }
-            }
+fn roundings_and_conversions_agree_with_half_for_every_pattern_of_the_upper_bits() {
+    // Every upper half of an f32, with lower halves around a tie.
+    for upper in 0..=u32::from(u16::MAX) {
+        for lower in [0, 1, 0x0fff, 0x1000, 0x1001, 0x2fff, 0x3000, 0x7fff, 0x8000, 0x8001, 0xffff] {
+            let value = f32::from_bits(upper << 16 | lower);
+            let bf16 = half::bf16::from_f32(value);
+            assert_eq!(bf16_bits(value), u32::from(bf16.to_bits()), "{:x}", value.to_bits());
+            let f16 = half::f16::from_f32(value);
+            assert!(
+                round_f16(value).to_bits() == f16.to_f32().to_bits() || value.is_nan() && round_f16(value).is_nan()
+            );
         }
+        let bits = upper as u16;
+        let widened = half::f16::from_bits(bits).to_f32();
+        assert!(f16_to_f32(bits).to_bits() == widened.to_bits() || widened.is_nan() && f16_to_f32(bits).is_nan());
     }
 }

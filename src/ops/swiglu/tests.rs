@@ -67,3 +67,29 @@ fn bits_do_not_depend_on_the_number_of_threads() {
     let case = case(100_003);
     assert_same_in_every_pool(|| run(cpu_path(), &case).map(|v| bits(&v)));
 }
+
+#[test]
+fn kept_halves_give_the_bits_of_rounded_values() {
+    let arena = Arena::new();
+    for (rows, cols) in [(1, 1), (3, 11), (5, 64), (40, 1537)] {
+        let mut values = case(rows * cols).map(|values| {
+            let mut matrix = arena.matrix(rows, cols);
+            matrix.copy_from_slice(&values);
+            matrix
+        });
+        let rounded: [Vec<f32>; 2] = std::array::from_fn(|i| {
+            let mut copy = values[i].to_vec();
+            crate::ops::half_matrix::round(&mut copy);
+            copy
+        });
+        let [act, dgate, dup, again] = run(cpu_path(), &[rounded[0].clone(), rounded[1].clone(), values[2].to_vec()]);
+        let [gate, up, dact] = &mut values;
+        let (mut out, mut out_rounding) = (arena.matrix(rows, cols), vec![0.0; rows * cols]);
+        let kept = forward_keeping(gate, up, &mut out, &arena);
+        forward_rounding(gate, up, &mut out_rounding);
+        assert_eq!((bits(&out), bits(&out_rounding)), (bits(&act), bits(&act)), "[{rows}, {cols}]");
+        let gradients = backward_kept(kept, dact, &arena);
+        assert_eq!(gradients.map(|g| bits(&g)), [bits(&dgate), bits(&dup)], "[{rows}, {cols}]");
+        assert_eq!(bits(dact), bits(&again), "[{rows}, {cols}]");
+    }
+}
