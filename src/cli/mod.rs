@@ -4,6 +4,7 @@
 
 pub mod bench;
 pub mod completions;
+pub mod diff;
 pub mod generate;
 pub mod hub;
 pub mod import;
@@ -37,6 +38,8 @@ pub enum Command {
     Train(train::TrainArgs),
     /// Fold an adapter into its base: a model that transformers loads.
     Merge(merge::MergeArgs),
+    /// Write what a tuned model changes in its base, or recover the model from that.
+    Diff(diff::DiffArgs),
     /// Complete a prompt.
     Generate(generate::GenerateArgs),
     /// Write a model in 4-bit NF4, once; later runs start from it at once.
@@ -67,6 +70,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
     match cli.command {
         Command::Train(args) => train::run(args),
         Command::Merge(args) => merge::run(args),
+        Command::Diff(args) => diff::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Quantize(args) => quantize::run(args),
         Command::Import(args) => import::run(args),
