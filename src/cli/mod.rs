@@ -62,7 +62,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
             return Err(usage_error(&error));
         }
         Err(help) => {
-            output::data(&help.render().ansi().to_string());
+            output::help(&help.render());
             return Ok(());
         }
     };

@@ -87,8 +87,6 @@ impl Drop for NewFolder {
     }
 }
 
-/// Whether a file of this name belongs to a model beside config and weights.
-pub fn is_companion(name: &str) -> bool {
 /// Everything that belongs to the weights of a model folder: config, index, and what [`NewFolder::copy_companions`]
 /// copies. In name order.
 pub(super) fn companions(folder: &Path) -> Result<Vec<String>> {
@@ -105,7 +103,8 @@ fn files_of(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<String>>
     Ok(names)
 }
 
-fn is_companion(name: &str) -> bool {
+/// Whether a file of this name belongs to a model beside config and weights.
+pub fn is_companion(name: &str) -> bool {
     const NAMES: [&str; 10] = [
         "tokenizer.json",
         "tokenizer.model",
