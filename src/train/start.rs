@@ -102,7 +102,7 @@ impl Run {
         if log.bytes() < log_bytes {
             observer.warning(&format!("{LOG_FILE} is shorter than it was: rows of earlier steps are missing"));
         }
-        let events = EventFile::create(&folder.path)?;
+        let events = EventFile::create(&folder.path, restored.as_ref().map_or(0, |restored| restored.state.step + 1))?;
         let total_steps = count_steps(config, &corpora.train);
         let mut run = Run {
             folder,

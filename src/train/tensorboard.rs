@@ -3,7 +3,9 @@
 //! The file is a sequence of TFRecords: length (u64), masked CRC-32C of it, payload, masked CRC-32C of the payload, all
 //! little-endian; each payload is a protobuf `Event`. Only what scalars need is written: `wall_time` (1, double), `step`
 //! (2, int64), `file_version` (3, string), `summary` (5) with `value` (1) of `tag` (1, string) and `simple_value` (2,
-//! float). Reference: TensorFlow `record_writer.h`, `event.proto`, `summary.proto`.
+//! float), `session_log` (7) with `status` (1). Every process writes a file of its own; it begins with the session log
+//! START, which tells TensorBoard to forget what earlier files say of that step and later ones: those are done again.
+//! Reference: TensorFlow `record_writer.h`, `event.proto`, `summary.proto`; `purge_step` of PyTorch's `SummaryWriter`.
 
 use crate::error::{Error, Result};
 use std::fs::{File, OpenOptions};
@@ -18,8 +20,9 @@ pub struct EventFile {
 }
 
 impl EventFile {
-    /// Starts an event file in `folder`, named by the present second and process, as TensorBoard expects them.
-    pub fn create(folder: &Path) -> Result<EventFile> {
+    /// Starts an event file in `folder` for steps from `first` on, named by the present second and process, as TensorBoard
+    /// expects them.
+    pub fn create(folder: &Path, first: u64) -> Result<EventFile> {
         let name = format!("events.out.tfevents.{:010}.llamantino.{}", now() as u64, std::process::id());
         let path = folder.join(name);
         let file = OpenOptions::new().create(true).append(true).open(&path);
@@ -28,6 +31,12 @@ impl EventFile {
         put_double(&mut event, 1, now());
         put_bytes(&mut event, 3, b"brain.Event:2");
         events.record(&event)?;
+        let mut start = Vec::new();
+        put_double(&mut start, 1, now());
+        start.push(2 << 3);
+        put_varint(&mut start, first);
+        put_bytes(&mut start, 7, &[1 << 3, 1]);
+        events.record(&start)?;
         Ok(events)
     }
 
@@ -110,18 +119,23 @@ mod tests {
     #[test]
     fn a_scalar_is_an_event_of_the_published_form() {
         let folder = tempfile::tempdir().unwrap();
-        let mut events = EventFile::create(folder.path()).unwrap();
+        let mut events = EventFile::create(folder.path(), 300).unwrap();
         events.scalars(300, &[("loss", 2.5)]).unwrap();
         let bytes = std::fs::read(&events.path).unwrap();
-        let first = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-        assert!(bytes[12..12 + first].ends_with(b"brain.Event:2"));
-        let second = &bytes[16 + first..];
-        let length = u64::from_le_bytes(second[..8].try_into().unwrap()) as usize;
-        assert_eq!(second.len(), length + 16);
-        let payload = &second[12..12 + length];
-        assert_eq!(&payload[9..12], &[0x10, 0xAC, 0x02], "step 300 as a varint");
+        let mut payloads = Vec::new();
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let length = u64::from_le_bytes(rest[..8].try_into().unwrap()) as usize;
+            payloads.push(&rest[12..12 + length]);
+            rest = &rest[length + 16..];
+        }
+        let [version, start, scalar] = payloads[..] else { panic!("{} events", payloads.len()) };
+        assert!(version.ends_with(b"brain.Event:2"));
+        let step_300 = [0x10, 0xAC, 0x02];
+        assert_eq!(start[9..], [&step_300[..], &[0x3a, 2, 0x08, 1]].concat(), "a session that starts at step 300");
+        assert_eq!(scalar[9..12], step_300, "step 300 as a varint");
         let mut entry = b"\x0a\x04loss\x15".to_vec();
         entry.extend(2.5f32.to_le_bytes());
-        assert!(payload.ends_with(&entry));
+        assert!(scalar.ends_with(&entry));
     }
 }
