@@ -1,7 +1,8 @@
 //! The layering rule: modules depend one way, and the top level holds what it should.
 //!
-//! cli → {bench} → {train, export, generate} → {data, model, adapter, optim} → {ops, quant} → {device, error};
-//! `config` gathers the sections of the layers below `train` and is read by `train` and above.
+//! cli → bench → {train, export, generate, eval} → {data, model, adapter, optim, checkpoint} → {ops, quant, config} →
+//! {device, error}. `config` is the machinery that reads a file into sections; the sections live beside what they
+//! configure.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,12 +14,12 @@ const LAYERS: &[(&str, u32)] = &[
     ("device", 0),
     ("ops", 1),
     ("quant", 1),
+    ("config", 1),
     ("data", 2),
     ("model", 2),
     ("adapter", 2),
     ("optim", 2),
     ("checkpoint", 2),
-    ("config", 3),
     ("train", 3),
     ("export", 3),
     ("generate", 3),

@@ -99,7 +99,7 @@ impl Observer for Screen {
             row.loss, row.lr, row.tokens_per_s, row.rss_mib
         ));
         let every = (total / 20).max(1);
-        if bar.is_hidden() && (row.step == 1 || row.step % every == 0) {
+        if bar.is_hidden() && (row.step == 1 || row.step.is_multiple_of(every)) {
             output::note(&format!(
                 "step {}/{total}  loss {:.4}  lr {:.2e}  {:.0} tok/s  {} MiB",
                 row.step, row.loss, row.lr, row.tokens_per_s, row.rss_mib

@@ -76,7 +76,7 @@ pub fn run(config: &RunConfig, observer: &mut dyn Observer) -> Result<RunSummary
             skipped = 0;
         }
         let every = config.training.evaluate_every;
-        if every > 0 && (step + 1) % every == 0 && step + 1 < total {
+        if every > 0 && (step + 1).is_multiple_of(every) && step + 1 < total {
             run.evaluate(step + 1, observer)?;
         }
     }

@@ -247,8 +247,13 @@ fn qlora() {
         let bound = |name: &str| 2.0 * bounds[name].as_f64().expect("a stored bound");
         let expected = padded.real_rows(&golden.tensor("logits_f64").f32());
         differences.close(&format!("{what} bf16 logits"), &expected, &found.logits, bound("logits"));
+        // The loss is a mean over the targets: its error follows from the logits', and the stored one may be small by
+        // chance.
         let loss = golden.tensor("loss_f64").f64()[0];
-        relative(&mut differences, &format!("{what} bf16 loss"), loss, found.loss, bound("loss"));
+        let largest = expected.iter().fold(0.0f64, |m, v| m.max(f64::from(v.abs())));
+        let targets = padded.micro_batch().target_count() as f64;
+        let spread = bound("logits") * largest / targets.sqrt() / loss;
+        relative(&mut differences, &format!("{what} bf16 loss"), loss, found.loss, bound("loss").max(spread));
         for (param, grad) in params.iter().zip(found.grads.iter()) {
             let expected = golden.tensor(&format!("f32.grad.{}", param.name)).f32();
             differences.close(&format!("{what} bf16 {}", param.name), &expected, grad, bound("worst_grad"));
@@ -306,7 +311,9 @@ fn ten_steps(
         let lr = config.learning_rates(schedule.multiplier(step as u64, losses.len() as u64));
         let report = engine.step(step as u64, &[padded.micro_batch()], &lr);
         relative(differences, &format!("{what} step {step} loss"), losses[step], report.loss, 1e-5);
-        relative(differences, &format!("{what} step {step} norm"), norms[step], report.grad_norm, 1e-5);
+        // From the second step on the norm carries what Adam made of the rounding before it, as the final values do.
+        let tolerance = if step == 0 { 1e-5 } else { 1e-4 };
+        relative(differences, &format!("{what} step {step} norm"), norms[step], report.grad_norm, tolerance);
         differences.check((lr.base - rates[step]).abs() <= 1e-12, || {
             format!("{what} step {step} learning rate: expected {}, found {}", rates[step], lr.base)
         });

@@ -178,7 +178,7 @@ pub(crate) fn matmul_nt_on(path: CpuPath, x: MatRef<'_>, w: WeightRef<'_>, y: Ma
     check(x, &y);
     w.check();
     let source = Source { weight: w, transposed: true, compute: store.compute, path };
-    if x.rows > 1 && precise::applies(x, w, store) {
+    if x.rows > 1 && precise::applies(x.rows, x.cols, w.rows(), store) {
         return precise::matmul_nt(x, source, y, store);
     }
     if x.rows <= kernel::MOST_ROWS {
@@ -193,8 +193,11 @@ pub(crate) fn matmul_nn_on(path: CpuPath, dy: MatRef<'_>, w: WeightRef<'_>, dx: 
     assert!(dy.cols == w.rows() && dx.rows == dy.rows && dx.cols == w.cols());
     check(dy, &dx);
     w.check();
-    let left = Left { matrix: dy, transposed: false, compute: store.compute, path };
     let source = Source { weight: w, transposed: false, compute: store.compute, path };
+    if dx.cols > 0 && precise::applies(dy.rows, dy.cols, w.cols(), store) {
+        return precise::matmul_nn(dy, source, dx, store);
+    }
+    let left = Left { matrix: dy, transposed: false, compute: store.compute, path };
     driver::run(Product { left, source, target: dx, store });
 }
 
@@ -203,6 +206,9 @@ pub(crate) fn matmul_tn_on(path: CpuPath, a: MatRef<'_>, b: MatRef<'_>, c: MatMu
     assert!(a.rows == b.rows && c.rows == a.cols && c.cols == b.cols);
     check(a, &c);
     WeightRef::F32(b).check();
+    if c.cols > 0 && precise::applies(a.cols, a.rows, b.cols, store) {
+        return precise::matmul_tn(path, a, b, c, store);
+    }
     let left = Left { matrix: a, transposed: true, compute: store.compute, path };
     let source = Source { weight: WeightRef::F32(b), transposed: false, compute: store.compute, path };
     driver::run(Product { left, source, target: c, store });

@@ -1,4 +1,4 @@
-//! Small forward products, accumulated in f64.
+//! Small products, accumulated in f64.
 //!
 //! A product below [`MOST_FLOPS`] is finished before its speed matters, and its error is then that of one rounding: a
 //! small model agrees with an f64 computation to the last digits, which attention with large scores would otherwise
@@ -6,19 +6,19 @@
 //! the shape alone, so results depend on neither threads nor kernel path.
 
 use super::{Source, Store, WeightRef};
-use crate::device::Compute;
+use crate::device::{Compute, CpuPath};
 use crate::ops::matrix::{MatMut, MatRef};
 use crate::ops::vector::kernel;
 
 /// Products with at most so many operations (2·T·N·K) come here.
-const MOST_FLOPS: usize = 1 << 23;
+const MOST_FLOPS: usize = 1 << 22;
 
 /// Running sums of a dot product.
 const LANES: usize = 16;
 
-/// Whether `x·wᵀ` with these sizes is a small product of f32 operands.
-pub(super) fn applies(x: MatRef<'_>, w: WeightRef<'_>, store: Store) -> bool {
-    let flops = 2usize.saturating_mul(x.rows).saturating_mul(x.cols).saturating_mul(w.rows());
+/// Whether a product of `[rows, depth]` with `[depth, cols]` is a small one of f32 operands.
+pub(super) fn applies(rows: usize, depth: usize, cols: usize, store: Store) -> bool {
+    let flops = 2usize.saturating_mul(rows).saturating_mul(depth).saturating_mul(cols);
     store.compute == Compute::F32 && flops <= MOST_FLOPS
 }
 
@@ -31,9 +31,45 @@ pub(super) fn matmul_nt(x: MatRef<'_>, source: Source<'_>, y: MatMut<'_>, store:
         wide.iter_mut().zip(&row).for_each(|(wide, value)| *wide = f64::from(*value));
         for t in 0..x.rows {
             let value = f64::from(store.alpha) * dot(source.path, x.row(t), &wide);
-            let target = &mut y.data[t * y.stride + n];
-            *target = (if store.accumulate { f64::from(*target) + value } else { value }) as f32;
+            put(&mut y.data[t * y.stride + n], value, store);
         }
+    }
+}
+
+/// `dx[T,K] (+)= alpha * dy[T,N] · w[N,K]`.
+pub(super) fn matmul_nn(dy: MatRef<'_>, source: Source<'_>, dx: MatMut<'_>, store: Store) {
+    let (rows, cols) = (dx.rows, dx.cols);
+    let mut row = vec![0.0f32; cols];
+    let mut sums = vec![0.0f64; rows * cols];
+    for n in 0..source.weight.rows() {
+        read_row(source.weight, n, &mut row);
+        for (t, sums) in sums.chunks_exact_mut(cols).enumerate() {
+            add_scaled(source.path, sums, dy.data[t * dy.stride + n], &row);
+        }
+    }
+    put_all(&sums, dx, store);
+}
+
+/// `c[M,N] (+)= alpha * a[T,M]ᵀ · b[T,N]`.
+pub(super) fn matmul_tn(path: CpuPath, a: MatRef<'_>, b: MatRef<'_>, c: MatMut<'_>, store: Store) {
+    let mut sums = vec![0.0f64; c.rows * c.cols];
+    for t in 0..a.rows {
+        for (value, sums) in a.row(t).iter().zip(sums.chunks_exact_mut(c.cols)) {
+            add_scaled(path, sums, *value, b.row(t));
+        }
+    }
+    put_all(&sums, c, store);
+}
+
+fn put(target: &mut f32, value: f64, store: Store) {
+    *target = (if store.accumulate { f64::from(*target) + value } else { value }) as f32;
+}
+
+fn put_all(sums: &[f64], target: MatMut<'_>, store: Store) {
+    let (cols, stride) = (target.cols, target.stride);
+    for (t, sums) in sums.chunks_exact(cols).enumerate() {
+        let row = &mut target.data[t * stride..t * stride + cols];
+        row.iter_mut().zip(sums).for_each(|(target, sum)| put(target, f64::from(store.alpha) * sum, store));
     }
 }
 
@@ -44,6 +80,14 @@ fn read_row(w: WeightRef<'_>, row: usize, out: &mut [f32]) {
         WeightRef::F16 { .. } | WeightRef::Bf16 { .. } => {
             out.iter_mut().enumerate().for_each(|(col, value)| *value = w.at(row, col));
         }
+    }
+}
+
+kernel! {
+    /// sums += scale · row, in f64.
+    fn add_scaled(sums: &mut [f64], scale: f32, row: &[f32]) {
+        let scale = f64::from(scale);
+        sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += scale * f64::from(*value));
     }
 }
 

@@ -1,0 +1,351 @@
+//! The commands as a person runs them: a whole way from training to a merged model, and every kind of wrong input.
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+use support::{configuration, fail, italian, run, skip, succeed, tiny_model, workspace, write_weights};
+
+fn rows(log: &Path) -> Vec<serde_json::Value> {
+    let text = fs::read_to_string(log).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn train_merge_and_generate() {
+    let folder = workspace();
+    let root = folder.path();
+    configuration(root, "first", "");
+    succeed(root, &["train", "first.toml"]);
+    let log = rows(&root.join("runs/first/log.jsonl"));
+    let steps: Vec<_> = log.iter().filter(|row| row["event"] == "step").collect();
+    assert_eq!(steps.len(), 6);
+    for key in ["step", "loss", "lr", "grad_norm", "tokens", "tokens_per_s", "rss_mib"] {
+        assert!(steps.iter().all(|row| row[key].is_number()), "{key}");
+    }
+    let evaluations: Vec<_> = log.iter().filter(|row| row["event"] == "eval").collect();
+    assert_eq!(evaluations.len(), 2, "before and after");
+    let bits = |row: &serde_json::Value| row["bits_per_byte"].as_f64().unwrap();
+    assert!(bits(evaluations[1]) < bits(evaluations[0]), "held-out text improves");
+    assert!(evaluations.iter().all(|row| row["perplexity"].as_f64().unwrap() > 1.0 && row["set"].is_string()));
+    assert!(root.join("runs/first/config.toml").exists());
+
+    succeed(root, &["merge", "--base", "model", "--adapter", "runs/first/adapter", "--out", "merged"]);
+    let prompt = ["--prompt", "il cane", "--max-tokens", "30"];
+    let adapted =
+        succeed(root, &[&["generate", "--model", "model", "--adapter", "runs/first/adapter"], &prompt[..]].concat());
+    let merged = succeed(root, &[&["generate", "--model", "merged"], &prompt[..]].concat());
+    assert_eq!(adapted, merged, "the merged model writes what base and adapter write");
+    let base = succeed(root, &[&["generate", "--model", "model"], &prompt[..]].concat());
+    assert_ne!(adapted, base);
+    for file in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+        assert!(root.join("merged").join(file).exists(), "{file}");
+    }
+}
+
+#[test]
+fn an_nf4_folder_trains_to_the_same_bytes_as_quantising_on_load() {
+    let folder = workspace();
+    let root = folder.path();
+    succeed(root, &["quantize", "--model", "model", "--out", "nf4"]);
+    configuration(root, "loaded", "");
+    configuration(root, "stored", "");
+    succeed(root, &["train", "loaded.toml"]);
+    succeed(root, &["train", "stored.toml", "--set", "model=nf4"]);
+    let weights =
+        |name: &str| fs::read(root.join("runs").join(name).join("adapter/adapter_model.safetensors")).unwrap();
+    assert!(weights("loaded") == weights("stored"));
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes_with_one_and_two_threads() {
+    let folder = workspace();
+    let root = folder.path();
+    configuration(root, "a", "[schedule]\nkind = \"linear\"\n");
+    let settings =
+        ["--set", "lora.dropout=0.1", "--set", "training.neftune_alpha=5", "--set", "training.accumulation=2"];
+    for (name, threads) in [("one", "1"), ("two", "2")] {
+        let threads = format!("training.threads={threads}");
+        let name = format!("name={name}");
+        succeed(root, &[&["train", "a.toml", "--set", &name, "--set", &threads], &settings[..]].concat());
+    }
+    succeed(root, &[&["train", "a.toml", "--set", "name=other", "--set", "seed=8"], &settings[..]].concat());
+    let weights =
+        |name: &str| fs::read(root.join("runs").join(name).join("adapter/adapter_model.safetensors")).unwrap();
+    assert!(weights("one") == weights("two"));
+    assert!(weights("one") != weights("other"));
+}
+
+#[test]
+fn every_method_trains_and_full_gives_a_model() {
+    let folder = workspace();
+    let root = folder.path();
+    configuration(root, "m", "");
+    for method in ["lora", "full"] {
+        let (name, method) = (format!("name={method}"), format!("method={method}"));
+        let arguments = ["train", "m.toml", "--set", &name, "--set", &method, "--set", "optimizer.learning_rate=1e-3"];
+        succeed(root, &arguments);
+    }
+    assert!(root.join("runs/lora/adapter/adapter_config.json").exists());
+    let text = succeed(root, &["generate", "--model", "runs/full/model", "--prompt", "la luna", "--max-tokens", "5"]);
+    assert!(!text.is_empty());
+}
+
+#[test]
+fn an_adapter_can_be_continued() {
+    let folder = workspace();
+    let root = folder.path();
+    configuration(root, "c", "");
+    succeed(root, &["train", "c.toml"]);
+    succeed(root, &["train", "c.toml", "--set", "name=d", "--set", "adapter=runs/c/adapter"]);
+    let first = |name: &str| {
+        let log = rows(&root.join("runs").join(name).join("log.jsonl"));
+        log.iter().find(|row| row["event"] == "eval").unwrap()["bits_per_byte"].as_f64().unwrap()
+    };
+    assert!(first("d") < first("c"), "the second run starts where the first ended");
+}
+
+#[test]
+fn generation_is_streamed_whole_and_seeded() {
+    let folder = workspace();
+    let root = folder.path();
+    let sample = |seed: &str| {
+        let arguments = ["generate", "--model", "model", "--prompt", "è", "--temperature", "1.2", "--seed", seed];
+        succeed(root, &[&arguments[..], &["--max-tokens", "40"]].concat())
+    };
+    assert_eq!(sample("1"), sample("1"));
+    assert_ne!(sample("1"), sample("2"));
+}
+
+#[test]
+fn bad_configurations_name_every_problem() {
+    let folder = workspace();
+    let root = folder.path();
+    fs::write(root.join("bad.toml"), "modell = \"model\"\nseed = \"x\"\n[lora]\nr = 0\n[training]\nmicro_batch = 0\n")
+        .unwrap();
+    let message = fail(root, &["train", "bad.toml"], 2);
+    for part in ["modell", "model", "seed", "lora", "micro_batch", "bad.toml:1"] {
+        assert!(message.contains(part), "{part} is not in:\n{message}");
+    }
+    assert!(fail(root, &["train", "absent.toml"], 2).contains("absent.toml"));
+    assert!(fail(root, &["train", "bad.toml", "--sett", "x=1"], 2).contains("--set"));
+    assert!(!root.join("runs").exists(), "nothing was started");
+}
+
+#[test]
+fn bad_data_names_file_and_line() {
+    let folder = workspace();
+    let root = folder.path();
+    configuration(root, "r", "");
+    let train = |text: &[u8]| {
+        fs::write(root.join("data.jsonl"), text).unwrap();
+        let _ = fs::remove_dir_all(root.join("runs"));
+        fail(root, &["train", "r.toml"], 1)
+    };
+    assert!(train(b"").contains("data.jsonl"));
+    let message = train(b"{\"text\": \"uno due tre\"}\n{\"testo\": \"x\"}\n");
+    assert!(message.contains("data.jsonl:2") && message.contains("text"), "{message}");
+    assert!(train(b"{\"text\": \"uno\"}\n{\"text\": \n").contains("data.jsonl:2"));
+    assert!(train(b"{\"text\": \"uno\"}\n{\"text\": \"\xff\xfe\"}\n").contains("data.jsonl:2"));
+    fs::remove_file(root.join("data.jsonl")).unwrap();
+    let message = fail(root, &["train", "r.toml"], 1);
+    assert!(message.contains("data.jsonl"), "{message}");
+}
+
+#[test]
+fn bad_weights_name_tensor_and_place() {
+    let folder = workspace();
+    let root = folder.path();
+    let weights = root.join("model/model.safetensors");
+    configuration(root, "w", "");
+    let train = |root: &Path| {
+        let _ = fs::remove_dir_all(root.join("runs"));
+        let message = fail(root, &["train", "w.toml"], 1);
+        assert!(!root.join("runs/w/adapter").exists());
+        message
+    };
+    write_weights(&weights, |name, values| {
+        if name == "model.layers.1.mlp.up_proj.weight" {
+            values[77] = f32::NAN;
+        }
+    });
+    let message = train(root);
+    assert!(message.contains("model.layers.1.mlp.up_proj.weight") && message.contains("77"), "{message}");
+
+    write_weights(&weights, |name, values| {
+        if name == "model.embed_tokens.weight" {
+            values.truncate(64 * 100);
+            values.resize(64 * 260, 0.0);
+        }
+    });
+    let whole = fs::read(&weights).unwrap();
+    fs::write(&weights, &whole[..whole.len() - 1000]).unwrap();
+    assert!(train(root).contains("model.safetensors"));
+    fs::write(&weights, &whole[..5]).unwrap();
+    assert!(train(root).contains("model.safetensors"));
+    fs::write(&weights, b"<html>not found</html>").unwrap();
+    assert!(train(root).contains("model.safetensors"));
+    fs::remove_file(&weights).unwrap();
+    assert!(train(root).contains("model"));
+
+    tiny_model(root);
+    let config = fs::read_to_string(root.join("model/config.json")).unwrap();
+    fs::write(
+        root.join("model/config.json"),
+        config.replace("\"intermediate_size\": 96", "\"intermediate_size\": 128"),
+    )
+    .unwrap();
+    let message = train(root);
+    assert!(message.contains("gate_proj") && message.contains("128") && message.contains("96"), "{message}");
+    fs::write(root.join("model/config.json"), "{").unwrap();
+    assert!(train(root).contains("config.json"));
+}
+
+#[test]
+fn a_token_without_an_embedding_is_an_error_and_not_a_crash() {
+    let folder = workspace();
+    let root = folder.path();
+    // The vocabulary shrinks to the 256 bytes: `<s>` (256) has no row any more, as `<pad>` = 32000 in some LLaMA-2 models.
+    let config = fs::read_to_string(root.join("model/config.json")).unwrap();
+    let config = config.replace("\"vocab_size\": 260", "\"vocab_size\": 256").replace("256,\n  \"rms", "256,\n  \"rms");
+    fs::write(
+        root.join("model/config.json"),
+        config.replace("\"bos_token_id\": 256,", "").replace("\"eos_token_id\": 257", "\"eos_token_id\": 0"),
+    )
+    .unwrap();
+    write_weights(&root.join("model/model.safetensors"), |name, values| {
+        if name == "model.embed_tokens.weight" {
+            values.truncate(256 * 64);
+            values.resize(260 * 64, 0.0);
+        }
+    });
+    configuration(root, "p", "");
+    let output = run(root, &["train", "p.toml"]);
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && !message.contains("panicked"), "{message}");
+}
+
+#[test]
+fn adapters_for_another_base_are_refused() {
+    let folder = workspace();
+    let root = folder.path();
+    configuration(root, "x", "");
+    succeed(root, &["train", "x.toml"]);
+    write_weights(&root.join("model/model.safetensors"), |name, values| {
+        if name == "model.layers.0.mlp.up_proj.weight" {
+            values[3] += 0.5;
+        }
+    });
+    let merge = ["merge", "--base", "model", "--adapter", "runs/x/adapter", "--out", "merged"];
+    let message = fail(root, &merge, 1);
+    assert!(message.contains("another") || message.contains("base"), "{message}");
+    assert!(!root.join("merged").exists());
+    succeed(root, &[&merge[..], &["--any-base"]].concat());
+
+    fs::remove_file(root.join("runs/x/adapter/llamantino.json")).unwrap();
+    let output = run(root, &["merge", "--base", "model", "--adapter", "runs/x/adapter", "--out", "foreign"]);
+    assert!(output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("warning"), "a foreign adapter gets a warning");
+}
+
+#[test]
+fn a_second_run_of_the_same_name_and_an_existing_output_are_not_overwritten() {
+    let folder = workspace();
+    let root = folder.path();
+    configuration(root, "s", "");
+    succeed(root, &["train", "s.toml"]);
+    let before = fs::read(root.join("runs/s/adapter/adapter_model.safetensors")).unwrap();
+    let _ = run(root, &["train", "s.toml"]);
+    assert!(fs::read(root.join("runs/s/adapter/adapter_model.safetensors")).unwrap() == before);
+    fs::create_dir(root.join("out")).unwrap();
+    fs::write(root.join("out/precious"), "x").unwrap();
+    fail(root, &["merge", "--base", "model", "--adapter", "runs/s/adapter", "--out", "out"], 1);
+    assert!(root.join("out/precious").exists());
+}
+
+#[test]
+fn usage_errors_exit_with_2_and_help_is_data() {
+    let folder = workspace();
+    let root = folder.path();
+    assert!(fail(root, &["trian"], 2).contains("train"));
+    fail(root, &["generate"], 2);
+    fail(root, &["generate", "--model", "model", "--temperature", "-1"], 2);
+    for command in ["train", "merge", "generate", "quantize", "bench"] {
+        let help = succeed(root, &[command, "--help"]);
+        assert!(help.contains("Example"), "{command} --help has an example");
+    }
+    assert!(succeed(root, &["--version"]).contains(env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn bench_prints_one_json_line() {
+    let folder = workspace();
+    let line = succeed(folder.path(), &["bench", "train", "--shape", "tiny", "--seq", "64", "--steps", "2"]);
+    let value: serde_json::Value = serde_json::from_str(line.trim()).unwrap();
+    assert!(value["tokens_per_s"].as_f64().unwrap() > 0.0);
+    assert!(value["peak_rss_mib"].as_u64().unwrap() > 0);
+    assert_eq!(value["losses"].as_array().unwrap().len(), 3);
+}
+
+#[test]
+fn stories260k_writes_its_known_text() {
+    let Some(models) = std::env::var_os("LLAMANTINO_TEST_MODELS") else {
+        return skip("stories260k_writes_its_known_text", "LLAMANTINO_TEST_MODELS to a folder with stories260K/");
+    };
+    let model = Path::new(&models).join("stories260K");
+    let folder = tempfile::tempdir().unwrap();
+    let model = model.to_str().unwrap();
+    let known = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. \
+                 One day, she saw a big, red ball.";
+    for nf4 in [false, true] {
+        let arguments = ["generate", "--model", model, "--max-tokens", "60"];
+        let text = succeed(folder.path(), &[&arguments[..], if nf4 { &["--nf4"] } else { &[] }].concat());
+        if nf4 {
+            assert!(text.starts_with("Once upon a time, there was a little"), "{text}");
+        } else {
+            assert!(text.starts_with(known), "{text}");
+        }
+    }
+}
+
+#[test]
+fn twenty_steps_follow_peft_and_bitsandbytes() {
+    let Some(models) = std::env::var_os("LLAMANTINO_TEST_MODELS") else {
+        return skip(
+            "twenty_steps_follow_peft_and_bitsandbytes",
+            "LLAMANTINO_TEST_MODELS to a folder with stories260K/",
+        );
+    };
+    let model = Path::new(&models).join("stories260K");
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/peft_stories260k");
+    let stored: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(golden.join("losses.json")).unwrap()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (seq, batch) = (stored["seq"].to_string(), stored["batch"].to_string());
+    let (model, golden) = (model.to_str().unwrap(), golden.to_str().unwrap());
+    let arguments = ["bench", "train", "--model", model, "--adapter", golden, "--warmup", "0", "--steps", "20"];
+    let line = succeed(folder.path(), &[&arguments[..], &["--seq", &seq, "--batch", &batch]].concat());
+    let found: serde_json::Value = serde_json::from_str(line.trim()).unwrap();
+    let list = |value: &serde_json::Value| -> Vec<f64> {
+        value["losses"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
+    };
+    for (step, (expected, found)) in list(&stored).iter().zip(list(&found)).enumerate() {
+        assert!(((expected - found) / expected).abs() < 1e-4, "step {step}: expected {expected}, found {found}");
+    }
+}
+
+#[test]
+fn held_out_text_is_chosen_by_content() {
+    let folder = workspace();
+    let root = folder.path();
+    italian(&root.join("more.jsonl"), 240);
+    configuration(root, "h", "");
+    let train = |name: &str, paths: &str| {
+        let (name_key, paths) = (format!("name={name}"), format!("data.paths={paths}"));
+        succeed(root, &["train", "h.toml", "--set", &name_key, "--set", &paths, "--set", "training.steps=1"]);
+        rows(&root.join("runs").join(name).join("log.jsonl"))[0]["loss"].as_f64().unwrap()
+    };
+    let once = train("once", "[\"more.jsonl\"]");
+    let twice = train("twice", "[\"more.jsonl\", \"data.jsonl\"]");
+    assert!((once - twice).abs() < 0.5, "copies of a document fall on the same side");
+}
