@@ -12,6 +12,7 @@ pub mod merge;
 pub mod output;
 pub mod progress;
 pub mod quantize;
+pub mod quickstart;
 pub mod train;
 
 use crate::device;
@@ -22,7 +23,7 @@ use std::ffi::OsString;
 /// QLoRA fine-tuning of LLaMA-architecture models, made for good Italian models.
 #[derive(Debug, Parser)]
 #[command(name = "llamantino", version, propagate_version = true, max_term_width = 100)]
-#[command(after_help = "Examples:\n  llamantino train configs/stories260k-italian.toml\n  \
+#[command(after_help = "Examples:\n  llamantino train\n  llamantino train configs/stories260k-italian.toml\n  \
     llamantino merge --base MODEL --adapter runs/NAME/adapter --out MERGED\n  \
     llamantino generate --model MERGED --prompt \"C'era una volta\"")]
 pub struct Cli {

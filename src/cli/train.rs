@@ -1,6 +1,6 @@
 //! `llamantino train`: runs a configuration and shows how it goes.
 
-use super::{hub, output, progress};
+use super::{hub, output, progress, quickstart};
 use crate::config;
 use crate::device;
 use crate::error::{Error, ErrorKind, Result};
@@ -16,11 +16,11 @@ use std::path::PathBuf;
 
 /// Arguments of `train`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  llamantino train configs/stories260k-italian.toml\n  \
+#[command(after_help = "Examples:\n  llamantino train\n  llamantino train configs/stories260k-italian.toml\n  \
     llamantino train my.toml --set training.steps=200 --set lora.r=32")]
 pub struct TrainArgs {
-    /// The run's configuration (TOML).
-    pub config: PathBuf,
+    /// The run's configuration (TOML). Without it: the bundled quickstart, unpacked into `llamantino-quickstart`.
+    pub config: Option<PathBuf>,
     /// Replace a value of the configuration, e.g. `lora.r=32`; may be given again.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
@@ -38,7 +38,8 @@ pub struct TrainArgs {
 
 /// Runs `train`.
 pub fn run(args: TrainArgs) -> Result<()> {
-    let mut config: RunConfig = config::load_file(&args.config, &args.overrides)?;
+    let path = args.config.clone().map_or_else(quickstart::unpack, Ok)?;
+    let mut config: RunConfig = config::load_file(&path, &args.overrides)?;
     config.model = model_folder(&config.model)?;
     device::set_threads(Some(config.training.threads).filter(|threads| *threads > 0))?;
     signals::install();
@@ -55,8 +56,8 @@ pub fn run(args: TrainArgs) -> Result<()> {
     };
     let result = run::run(&config, &options, &mut screen);
     screen.finish();
-    show_summary(&config, &result.map_err(|error| with_command(error, &args))?);
-    Ok(())
+    let summary = result.map_err(|error| with_command(error, &args))?;
+    show_summary(&config, &summary, args.config.is_none())
 }
 
 /// The folder of the model that the configuration names, fetched from the hub if need be.
@@ -74,7 +75,8 @@ fn with_command(error: Error, args: &TrainArgs) -> Error {
     if error.kind() != ErrorKind::Interrupted {
         return error;
     }
-    let mut command = format!("llamantino train {}", quoted(&args.config.to_string_lossy()));
+    let config = args.config.as_ref().map_or(String::new(), |path| format!(" {}", quoted(&path.to_string_lossy())));
+    let mut command = format!("llamantino train{config}");
     for given in &args.overrides {
         command += &format!(" --set {}", quoted(given));
     }
@@ -178,7 +180,7 @@ impl Observer for Screen {
     }
 }
 
-fn show_summary(config: &RunConfig, summary: &RunSummary) {
+fn show_summary(config: &RunConfig, summary: &RunSummary, quickstart: bool) -> Result<()> {
     let speed = summary.tokens as f64 / summary.seconds.max(1e-9);
     output::note(&format!(
         "\n{} steps, {} tokens in {:.0} s ({speed:.0} tok/s), peak memory {} MiB",
@@ -193,6 +195,9 @@ fn show_summary(config: &RunConfig, summary: &RunSummary) {
             first.set, first.bits_per_byte, last.bits_per_byte, first.perplexity, last.perplexity
         ));
     }
+    if quickstart {
+        return quickstart::show(config, summary);
+    }
     let result = summary.result.display();
     let model = &config.model;
     output::note(&match config.method {
@@ -205,4 +210,5 @@ fn show_summary(config: &RunConfig, summary: &RunSummary) {
             summary.folder.display()
         ),
     });
+    Ok(())
 }
