@@ -90,9 +90,8 @@ fn accumulation_equals_the_big_batch() {
     for method in [Method::Qlora, Method::Full] {
         let mut engine = engine(method, &LoraConfig::default(), |_| {});
         let documents: Vec<Vec<u32>> = (0..8).map(|i| document(i, 10 + 13 * i as usize % 50)).collect();
-        let split = |parts: usize| -> Vec<MicroBatch> {
-            documents.chunks(8 / parts).map(|rows| MicroBatch::from_rows(rows)).collect()
-        };
+        let split =
+            |parts: usize| -> Vec<MicroBatch> { documents.chunks(8 / parts).map(MicroBatch::from_rows).collect() };
         let whole = gradients(&mut engine, &split(1));
         for parts in [2, 4, 8] {
             let found = gradients(&mut engine, &split(parts));

@@ -73,8 +73,13 @@ pub fn tiny_model(folder: &Path) -> PathBuf {
 
 /// Writes the tiny model's weights; `change` may spoil the values of a tensor.
 pub fn write_weights(path: &Path, change: impl Fn(&str, &mut Vec<f32>)) {
+    write_weights_of(VOCABULARY, path, change);
+}
+
+/// [`write_weights`] with another number of embedding rows.
+pub fn write_weights_of(vocabulary: usize, path: &Path, change: impl Fn(&str, &mut Vec<f32>)) {
     let mut shapes: Vec<(String, Vec<usize>)> =
-        vec![("model.embed_tokens.weight".into(), vec![VOCABULARY, 64]), ("model.norm.weight".into(), vec![64])];
+        vec![("model.embed_tokens.weight".into(), vec![vocabulary, 64]), ("model.norm.weight".into(), vec![64])];
     for layer in 0..2 {
         let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
         shapes.extend([

@@ -31,7 +31,7 @@ kernel! {
 /// One group of the halved forward: activation, and gate and up rounded.
 #[inline(always)]
 fn forward_group(gate: &[f32; GROUP], up: &[f32; GROUP]) -> [[f32; GROUP]; 3] {
-    let (gate, up) = (gate.map(|g| rounded(g)), up.map(|u| rounded(u)));
+    let (gate, up) = (gate.map(rounded), up.map(rounded));
     let out = std::array::from_fn(|i| gate[i] * sigmoid(gate[i]) * up[i]);
     [out, gate, up]
 }
