@@ -81,8 +81,13 @@ def main():
                           "first": [theirs[0], ours[0]], "last": [theirs[-1], ours[-1]]}))
         if a.save:
             os.makedirs(a.save, exist_ok=True)
-            for name in ("adapter_config.json", "adapter_model.safetensors"):
-                shutil.copy(os.path.join(adapter, name), a.save)
+            shutil.copy(os.path.join(adapter, "adapter_model.safetensors"), a.save)
+            with open(os.path.join(adapter, "adapter_config.json")) as source:
+                config = json.load(source)
+            config["base_model_name_or_path"] = os.path.basename(os.path.normpath(a.model))
+            with open(os.path.join(a.save, "adapter_config.json"), "w") as file:
+                json.dump(config, file, indent=1)
+                file.write("\n")
             with open(os.path.join(a.save, "losses.json"), "w") as file:
                 json.dump({"seq": a.seq, "batch": a.batch, "losses": theirs[:20]}, file, indent=1)
                 file.write("\n")

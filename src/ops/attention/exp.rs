@@ -36,8 +36,10 @@ pub(crate) unsafe fn exp<V: Vector>(x: V) -> V {
     }
 }
 
+#[cfg(test)]
 struct ExpInPlace<'a>(&'a mut [f32]);
 
+#[cfg(test)]
 impl Kernel for ExpInPlace<'_> {
     type Output = ();
     #[inline(always)]
@@ -57,7 +59,7 @@ impl Kernel for ExpInPlace<'_> {
 }
 
 /// `values[i] = exp(values[i])`, each value's result independent of its place.
-#[allow(dead_code)] // Its callers are other ops.
+#[cfg(test)]
 pub(crate) fn exp_in_place(path: CpuPath, values: &mut [f32]) {
     dispatch(path, ExpInPlace(values));
 }
