@@ -9,8 +9,8 @@ pub mod merge;
 pub mod quantize;
 pub mod safetensors;
 
-pub use import::{import_gguf, ImportSummary};
 pub use folder::{is_companion, NewFolder};
+pub use import::{import_gguf, ImportSummary};
 pub use merge::{merge_folder, MergeDtype, MergeJob};
 pub use quantize::quantize_folder;
 pub use safetensors::{ShardWriter, TensorSpec, Written, SHARD_BYTES};

@@ -10,6 +10,7 @@ pub mod llama;
 pub mod load;
 pub mod pass;
 pub mod random;
+pub mod verify;
 pub mod weights;
 
 pub use block::Keep;
