@@ -32,7 +32,9 @@ if [ -n "$assets" ] && [ -x scripts/assets.sh ]; then
   eval "$(scripts/assets.sh)"
 fi
 step tests
-cargo test --release --all-targets --no-fail-fast
+cargo test --release --no-fail-fast
+step "benches compile"
+cargo build --release --benches
 step "tests on every other kernel path of this machine"
 for path in portable avx2 avx512; do
   if LLAMANTINO_CPU=$path target/release/llamantino --version >/dev/null 2>&1; then

@@ -106,6 +106,25 @@ fn an_adapter_can_be_continued() {
 }
 
 #[test]
+fn trained_embeddings_are_saved_merged_and_continued() {
+    let folder = workspace();
+    let root = folder.path();
+    configuration(root, "e", "");
+    let settings = ["--set", "train_embeddings=true", "--set", "optimizer.embedding_learning_rate=1e-3"];
+    succeed(root, &[&["train", "e.toml"], &settings[..]].concat());
+    let file = fs::read(root.join("runs/e/adapter/adapter_model.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&file).unwrap();
+    assert!(tensors.tensor("base_model.model.model.embed_tokens.weight").is_ok());
+    succeed(root, &["merge", "--base", "model", "--adapter", "runs/e/adapter", "--out", "merged"]);
+    let prompt = ["--prompt", "il cane", "--max-tokens", "20"];
+    let adapted =
+        succeed(root, &[&["generate", "--model", "model", "--adapter", "runs/e/adapter"], &prompt[..]].concat());
+    assert_eq!(adapted, succeed(root, &[&["generate", "--model", "merged"], &prompt[..]].concat()));
+    let again = ["train", "e.toml", "--set", "name=f", "--set", "adapter=runs/e/adapter"];
+    succeed(root, &[&again[..], &settings[..]].concat());
+}
+
+#[test]
 fn generation_is_streamed_whole_and_seeded() {
     let folder = workspace();
     let root = folder.path();

@@ -6,6 +6,7 @@
 
 mod tiny_run;
 
+use llamantino::model::Method;
 use llamantino::train::RunConfig;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -101,17 +102,21 @@ fn environment(name: &str, default: u64) -> u64 {
 #[test]
 fn killed_at_random_instants_a_run_ends_with_the_same_bits() {
     let tiny = Tiny::new();
-    let whole = busy(&tiny, "whole");
-    let start = Instant::now();
-    finish(&tiny, &whole);
-    let duration = start.elapsed();
-    let expected = outcome(&whole);
+    let kinds = [("qlora", Method::Qlora), ("full", Method::Full)];
+    let wholes = kinds.map(|(name, method)| {
+        let whole = RunConfig { method, ..busy(&tiny, name) };
+        let start = Instant::now();
+        finish(&tiny, &whole);
+        (start.elapsed(), outcome(&whole))
+    });
     let (kills, seed) = (environment("LLAMANTINO_KILLS", 12), environment("LLAMANTINO_SEED", 1));
     let mut numbers = Numbers(seed);
     let (mut done, mut runs, mut restarts_from_checkpoint) = (0, 0, 0);
     while done < kills {
         runs += 1;
-        let config = busy(&tiny, &format!("killed-{runs}"));
+        let method = runs as usize % 2;
+        let (duration, expected) = &wholes[method];
+        let config = RunConfig { method: kinds[method].1, ..busy(&tiny, &format!("killed-{runs}")) };
         loop {
             let mut child = train(&tiny, &config).spawn().unwrap();
             // Up to the whole duration: instants in loading, steps, saving and the end of the run.
@@ -133,7 +138,7 @@ fn killed_at_random_instants_a_run_ends_with_the_same_bits() {
                 }
             }
         }
-        assert_same(&outcome(&config), &expected, &format!("run {runs}, seed {seed}"));
+        assert_same(&outcome(&config), expected, &format!("run {runs}, seed {seed}"));
         assert_no_leftovers(&config.folder());
     }
     assert!(kills < 10 || restarts_from_checkpoint > 0, "no kill fell into the steps");

@@ -18,7 +18,7 @@ use crate::ops::{Arena, Gradients, ParamStore};
 use crate::optim::{LearningRates, OptimizerConfig};
 use crate::quant::{self, QuantConfig, Values};
 use crate::train::config::RunConfig;
-use crate::train::memory::job::Job;
+use crate::train::memory::job::{Adapters, Job};
 use crate::train::memory::{self, Budget};
 use crate::train::recompute::Recompute;
 use crate::train::step::{Engine, StepSettings};
@@ -146,7 +146,7 @@ fn job(bench: &TrainBench, model: &ModelConfig, lora: LoraConfig) -> Job {
     config.data.sequence_length = bench.sequence;
     config.training.micro_batch = bench.batch;
     (config.training.compute, config.training.recompute) = (bench.compute, bench.recompute);
-    let mut job = Job::new(&config, model, &config.lora, rayon::current_num_threads());
+    let mut job = Job::new(&config, model, &Adapters::fresh(&config), rayon::current_num_threads());
     // The last row of each sequence has no target.
     job.batch.ignored = true;
     job

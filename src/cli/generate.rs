@@ -1,12 +1,11 @@
 //! `llamantino generate`: one completion for scripts, streamed to stdout.
 
-use super::output;
+use super::{hub, output};
 use crate::adapter::peft;
-use crate::data::tokenize::Tokenizer;
 use crate::device::{self, Compute};
 use crate::error::{Error, Result};
 use crate::generate::{generate_text, Generator, SamplingOptions, Stop};
-use crate::model::{self, Checkpoint, LoadOptions, ModelConfig};
+use crate::model::{self, LoadOptions, OpenModel};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -15,9 +14,9 @@ use std::path::PathBuf;
 #[command(after_help = "Examples:\n  llamantino generate --model models/stories260K --prompt \"Once upon a time\"\n  \
     llamantino generate --model MODEL --adapter runs/NAME/adapter --prompt \"Ciao\" --temperature 0.8 --top-p 0.9")]
 pub struct GenerateArgs {
-    /// Model folder (safetensors; merged, plain or NF4).
-    #[arg(long, value_name = "DIR")]
-    pub model: PathBuf,
+    /// Model: a folder (safetensors; plain, merged or NF4), a GGUF file, or org/name[@revision] of the hub.
+    #[arg(long, value_name = "MODEL")]
+    pub model: String,
     /// Adapter folder (PEFT files) to put on the model.
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
@@ -80,8 +79,9 @@ impl From<ComputeArg> for Compute {
 /// Runs `generate`.
 pub fn run(args: GenerateArgs) -> Result<()> {
     device::set_threads(args.threads)?;
-    let mut generator = load_generator(&args)?;
-    let tokenizer = Tokenizer::load(&args.model, Some(generator.model().config.vocab_size))?;
+    let model = OpenModel::open(&hub::resolve(&args.model)?)?;
+    let tokenizer = model.tokenizer()?;
+    let mut generator = load_generator(&model, &args)?;
     let mut prompt: Vec<u32> = tokenizer.special().bos.iter().map(|token| token.id).collect();
     prompt.extend(tokenizer.encode_plain(&args.prompt)?);
     let options = SamplingOptions {
@@ -115,9 +115,8 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     Ok(())
 }
 
-fn load_generator(args: &GenerateArgs) -> Result<Generator> {
-    let config = ModelConfig::from_folder(&args.model)?;
-    let checkpoint = Checkpoint::open(&args.model)?;
+fn load_generator(opened: &OpenModel, args: &GenerateArgs) -> Result<Generator> {
+    let config = &opened.config;
     let context = args.context.unwrap_or(config.max_position_embeddings.min(4096));
     if context < 2 {
         return Err(Error::usage(format!("--context {context}: expected at least 2")));
@@ -126,7 +125,7 @@ fn load_generator(args: &GenerateArgs) -> Result<Generator> {
     let mut options = LoadOptions::frozen(context);
     options.quantize = args.nf4.then(Default::default);
     options.lora = adapter.as_ref().map(|adapter| adapter.config.clone());
-    let (mut model, mut params) = model::load(&config, &checkpoint, &options, &mut |_, _| {})?;
+    let (mut model, mut params) = model::load(config, opened.source(), &options, &mut |_, _| {})?;
     if let Some(adapter) = adapter {
         adapter.apply(&mut model, &mut params)?;
     }

@@ -49,6 +49,16 @@ pub enum DtypeArg {
     Bf16,
 }
 
+impl From<DtypeArg> for MergeDtype {
+    fn from(dtype: DtypeArg) -> MergeDtype {
+        match dtype {
+            DtypeArg::F32 => MergeDtype::F32,
+            DtypeArg::F16 => MergeDtype::F16,
+            DtypeArg::Bf16 => MergeDtype::Bf16,
+        }
+    }
+}
+
 /// Runs `merge`.
 pub fn run(args: MergeArgs) -> Result<()> {
     device::set_threads(args.threads)?;
@@ -56,11 +66,7 @@ pub fn run(args: MergeArgs) -> Result<()> {
         base: args.base,
         adapter: args.adapter,
         out: args.out,
-        dtype: args.dtype.map(|dtype| match dtype {
-            DtypeArg::F32 => MergeDtype::F32,
-            DtypeArg::F16 => MergeDtype::F16,
-            DtypeArg::Bf16 => MergeDtype::Bf16,
-        }),
+        dtype: args.dtype.map(Into::into),
         shard_bytes: (args.shard_gib * f64::from(1 << 30)) as u64,
         any_base: args.any_base,
         dequantize_base: args.dequantize_base,

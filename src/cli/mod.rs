@@ -3,13 +3,18 @@
 //! stdout carries data (generated text, JSON), stderr everything else. Reference for the arrangement: ripgrep, uv.
 
 pub mod bench;
+pub mod completions;
+pub mod diff;
 pub mod doctor;
 pub mod generate;
+pub mod hub;
+pub mod import;
 pub mod merge;
 pub mod output;
 pub mod plan;
 pub mod progress;
 pub mod quantize;
+pub mod quickstart;
 pub mod train;
 
 use crate::device;
@@ -20,7 +25,7 @@ use std::ffi::OsString;
 /// QLoRA fine-tuning of LLaMA-architecture models, made for good Italian models.
 #[derive(Debug, Parser)]
 #[command(name = "llamantino", version, propagate_version = true, max_term_width = 100)]
-#[command(after_help = "Examples:\n  llamantino train configs/stories260k-italian.toml\n  \
+#[command(after_help = "Examples:\n  llamantino train\n  llamantino train configs/stories260k-italian.toml\n  \
     llamantino merge --base MODEL --adapter runs/NAME/adapter --out MERGED\n  \
     llamantino generate --model MERGED --prompt \"C'era una volta\"")]
 pub struct Cli {
@@ -38,10 +43,18 @@ pub enum Command {
     Plan(plan::PlanArgs),
     /// Fold an adapter into its base: a model that transformers loads.
     Merge(merge::MergeArgs),
+    /// Write what a tuned model changes in its base, or recover the model from that.
+    Diff(diff::DiffArgs),
     /// Complete a prompt.
     Generate(generate::GenerateArgs),
     /// Write a model in 4-bit NF4, once; later runs start from it at once.
     Quantize(quantize::QuantizeArgs),
+    /// Turn a GGUF model into a Hugging Face folder.
+    Import(import::ImportArgs),
+    /// Print completions for a shell.
+    Completions(completions::CompletionsArgs),
+    /// Print the manual page.
+    Man,
     /// Time a training step, decoding or quantisation: one JSON line.
     Bench(bench::BenchArgs),
     /// Say what this machine offers, what is missing and how to get it; verify a model.
@@ -57,7 +70,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
             return Err(usage_error(&error));
         }
         Err(help) => {
-            output::data(&help.render().ansi().to_string());
+            output::help(&help.render());
             return Ok(());
         }
     };
@@ -67,8 +80,12 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
         Command::Plan(args) => plan::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Merge(args) => merge::run(args),
+        Command::Diff(args) => diff::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Quantize(args) => quantize::run(args),
+        Command::Import(args) => import::run(args),
+        Command::Completions(args) => completions::run(args),
+        Command::Man => completions::man(),
         Command::Bench(args) => bench::run(args),
     }
 }

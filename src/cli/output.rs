@@ -11,6 +11,12 @@ pub fn data(text: &str) {
     }
 }
 
+/// Writes clap's help or version to stdout, in colours only where a person reads it.
+pub fn help(text: &clap::builder::StyledStr) {
+    let coloured = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    data(&if coloured { text.ansi().to_string() } else { text.to_string() });
+}
+
 /// Writes a line for a person to stderr.
 pub fn note(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");

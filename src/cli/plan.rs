@@ -1,6 +1,6 @@
 //! `llamantino plan`: what a run will take in memory and time, before anything is loaded.
 
-use super::output;
+use super::{hub, output};
 use crate::config;
 use crate::device;
 use crate::error::Result;
@@ -49,7 +49,8 @@ struct Outlook {
 
 /// Runs `plan`.
 pub fn run(args: PlanArgs) -> Result<()> {
-    let config: RunConfig = config::load_file(&args.config, &args.overrides)?;
+    let mut config: RunConfig = config::load_file(&args.config, &args.overrides)?;
+    config.model = hub::resolve_local(&config.model)?.to_string_lossy().into_owned();
     device::set_threads(Some(config.training.threads).filter(|threads| *threads > 0))?;
     let situation = Situation::of(&config)?;
     let plan = situation.plan();

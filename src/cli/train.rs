@@ -1,9 +1,10 @@
 //! `llamantino train`: runs a configuration and shows how it goes.
 
-use super::{output, progress};
+use super::{hub, output, progress, quickstart};
 use crate::config;
 use crate::device;
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::gguf::is_gguf;
 use crate::train::config::RunConfig;
 use crate::train::folder::Beginning;
 use crate::train::metrics::{EvalRow, StepRow};
@@ -15,11 +16,11 @@ use std::path::PathBuf;
 
 /// Arguments of `train`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  llamantino train configs/stories260k-italian.toml\n  \
+#[command(after_help = "Examples:\n  llamantino train\n  llamantino train configs/stories260k-italian.toml\n  \
     llamantino train my.toml --set training.steps=200 --set lora.r=32")]
 pub struct TrainArgs {
-    /// The run's configuration (TOML).
-    pub config: PathBuf,
+    /// The run's configuration (TOML). Without it: the bundled quickstart, unpacked into `llamantino-quickstart`.
+    pub config: Option<PathBuf>,
     /// Replace a value of the configuration, e.g. `lora.r=32`; may be given again.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
@@ -37,7 +38,9 @@ pub struct TrainArgs {
 
 /// Runs `train`.
 pub fn run(args: TrainArgs) -> Result<()> {
-    let config: RunConfig = config::load_file(&args.config, &args.overrides)?;
+    let path = args.config.clone().map_or_else(quickstart::unpack, Ok)?;
+    let mut config: RunConfig = config::load_file(&path, &args.overrides)?;
+    config.model = model_folder(&config.model)?;
     device::set_threads(Some(config.training.threads).filter(|threads| *threads > 0))?;
     signals::install();
     let mut screen = Screen::default();
@@ -53,8 +56,18 @@ pub fn run(args: TrainArgs) -> Result<()> {
     };
     let result = run::run(&config, &options, &mut screen);
     screen.finish();
-    show_summary(&config, &result.map_err(|error| with_command(error, &args))?);
-    Ok(())
+    let summary = result.map_err(|error| with_command(error, &args))?;
+    show_summary(&config, &summary, args.config.is_none())
+}
+
+/// The folder of the model that the configuration names, fetched from the hub if need be.
+fn model_folder(spec: &str) -> Result<String> {
+    let path = hub::resolve(spec)?;
+    if is_gguf(&path) {
+        return Err(Error::usage(format!("{spec}: training starts from a model folder, this is a GGUF file"))
+            .hint(format!("llamantino import {} --out FOLDER, then set model to that folder", path.display())));
+    }
+    Ok(path.to_string_lossy().into_owned())
 }
 
 /// An interrupted run says how to resume it.
@@ -62,7 +75,8 @@ fn with_command(error: Error, args: &TrainArgs) -> Error {
     if error.kind() != ErrorKind::Interrupted {
         return error;
     }
-    let mut command = format!("llamantino train {}", quoted(&args.config.to_string_lossy()));
+    let config = args.config.as_ref().map_or(String::new(), |path| format!(" {}", quoted(&path.to_string_lossy())));
+    let mut command = format!("llamantino train{config}");
     for given in &args.overrides {
         command += &format!(" --set {}", quoted(given));
     }
@@ -166,7 +180,7 @@ impl Observer for Screen {
     }
 }
 
-fn show_summary(config: &RunConfig, summary: &RunSummary) {
+fn show_summary(config: &RunConfig, summary: &RunSummary, quickstart: bool) -> Result<()> {
     let speed = summary.tokens as f64 / summary.seconds.max(1e-9);
     output::note(&format!(
         "\n{} steps, {} tokens in {:.0} s ({speed:.0} tok/s), peak memory {} MiB",
@@ -181,6 +195,9 @@ fn show_summary(config: &RunConfig, summary: &RunSummary) {
             first.set, first.bits_per_byte, last.bits_per_byte, first.perplexity, last.perplexity
         ));
     }
+    if quickstart {
+        return quickstart::show(config, summary);
+    }
     let result = summary.result.display();
     let model = &config.model;
     output::note(&match config.method {
@@ -193,4 +210,5 @@ fn show_summary(config: &RunConfig, summary: &RunSummary) {
             summary.folder.display()
         ),
     });
+    Ok(())
 }

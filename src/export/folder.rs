@@ -61,14 +61,7 @@ impl NewFolder {
     /// Copies what belongs to a model beside config and weights: tokenizer, templates, generation settings, licences.
     /// Gives the names.
     pub fn copy_companions(&self, from: &Path) -> Result<Vec<String>> {
-        let entries = std::fs::read_dir(from).map_err(|e| Error::io(from, "read", e))?;
-        let mut names: Vec<String> = entries
-            .flatten()
-            .filter(|entry| entry.path().is_file())
-            .map(|entry| entry.file_name().to_string_lossy().into_owned())
-            .filter(|name| is_companion(name))
-            .collect();
-        names.sort_unstable();
+        let names = files_of(from, is_companion)?;
         names.iter().try_for_each(|name| self.copy(&from.join(name)))?;
         Ok(names)
     }
@@ -92,6 +85,22 @@ impl Drop for NewFolder {
             let _ = std::fs::remove_dir_all(&self.partial);
         }
     }
+}
+
+/// Everything that belongs to the weights of a model folder: config, index, and what [`NewFolder::copy_companions`]
+/// copies. In name order.
+pub(super) fn companions(folder: &Path) -> Result<Vec<String>> {
+    files_of(folder, |name| name == "config.json" || name.ends_with(".safetensors.index.json") || is_companion(name))
+}
+
+/// Names of the files in `folder` that are `wanted`, sorted.
+fn files_of(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+    let entries = std::fs::read_dir(folder).map_err(|e| Error::io(folder, "read", e))?;
+    let files = entries.flatten().filter(|entry| entry.path().is_file());
+    let names = files.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let mut names: Vec<String> = names.filter(|name| wanted(name)).collect();
+    names.sort_unstable();
+    Ok(names)
 }
 
 /// Whether a file of this name belongs to a model beside config and weights.

@@ -2,7 +2,7 @@
 
 use super::folder::NewFolder;
 use super::safetensors::{write_json, ShardWriter, TensorSpec, Written, SHARD_BYTES};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{RawTensor, StoredDtype};
 use crate::ops::{Bytes, Param, ParamKind, ParamStore};
 use half::{bf16, f16};
@@ -35,7 +35,7 @@ pub fn write(out: &Path, config: &Value, companions: &Path, params: &ParamStore,
     let groups = params.iter().map(|param| vec![TensorSpec::new(&param.name, stored, shape(param))]).collect();
     let mut writer = ShardWriter::new(folder.path(), "model", groups, SHARD_BYTES)?;
     for param in params.iter() {
-        let bytes = Bytes::owned(&encode(&param.value, dtype));
+        let bytes = Bytes::owned(&encode(&param.name, &param.value, dtype)?);
         writer.write(&param.name, &RawTensor { dtype: stored, shape: shape(param), bytes })?;
     }
     let written = writer.finish()?;
@@ -66,10 +66,23 @@ fn shape(param: &Param) -> Vec<usize> {
     }
 }
 
-fn encode(values: &[f32], dtype: SaveDtype) -> Vec<u8> {
-    match dtype {
+/// The values rounded once.
+///
+/// # Errors
+/// A value that is not finite in this dtype.
+fn encode(name: &str, values: &[f32], dtype: SaveDtype) -> Result<Vec<u8>> {
+    let fits = |value: &&f32| match dtype {
+        SaveDtype::F32 => value.is_finite(),
+        SaveDtype::F16 => f16::from_f32(**value).is_finite(),
+        SaveDtype::Bf16 => bf16::from_f32(**value).is_finite(),
+    };
+    if let Some(value) = values.iter().find(|value| !fits(value)) {
+        return Err(Error::failed(format!("{name}: {value} has no finite value in the dtype of the file"))
+            .hint("write another one: save_dtype = \"f32\" holds whatever was trained"));
+    }
+    Ok(match dtype {
         SaveDtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
         SaveDtype::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
         SaveDtype::Bf16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
-    }
+    })
 }

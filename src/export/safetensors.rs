@@ -199,14 +199,14 @@ pub fn sync_folder(folder: &Path) -> Result<()> {
 }
 
 /// `NAME.partial`, removed unless it is kept.
-struct PartialFile {
-    partial: PathBuf,
+pub(super) struct PartialFile {
+    pub(super) partial: PathBuf,
     path: PathBuf,
     kept: bool,
 }
 
 impl PartialFile {
-    fn create(path: &Path) -> Result<(PartialFile, File)> {
+    pub(super) fn create(path: &Path) -> Result<(PartialFile, File)> {
         let mut partial = path.as_os_str().to_owned();
         partial.push(".partial");
         let partial = PathBuf::from(partial);
@@ -215,7 +215,7 @@ impl PartialFile {
         Ok((PartialFile { partial, path: path.to_path_buf(), kept: false }, file))
     }
 
-    fn keep(mut self) -> Result<()> {
+    pub(super) fn keep(mut self) -> Result<()> {
         std::fs::rename(&self.partial, &self.path).map_err(|e| Error::io(&self.path, "rename into place", e))?;
         self.kept = true;
         Ok(())

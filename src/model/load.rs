@@ -35,6 +35,8 @@ pub struct LoadOptions {
     pub quantize: Option<QuantConfig>,
     /// Train every weight.
     pub train_all: bool,
+    /// Train the embeddings and the head beside the adapters (PEFT's `modules_to_save`).
+    pub train_embeddings: bool,
     /// Attach fresh adapters.
     pub lora: Option<LoraConfig>,
     /// Names the random initial values.
@@ -46,7 +48,7 @@ pub struct LoadOptions {
 impl LoadOptions {
     /// For inference: the weights as they are stored.
     pub fn frozen(positions: usize) -> LoadOptions {
-        LoadOptions { quantize: None, train_all: false, lora: None, seed: 0, positions }
+        LoadOptions { quantize: None, train_all: false, train_embeddings: false, lora: None, seed: 0, positions }
     }
 
     /// For training with `method`.
@@ -54,6 +56,7 @@ impl LoadOptions {
         LoadOptions {
             quantize: (method == Method::Qlora).then_some(quantization),
             train_all: method == Method::Full,
+            train_embeddings: false,
             lora: (method != Method::Full).then(|| lora.clone()),
             seed,
             positions: 0,
@@ -186,7 +189,8 @@ impl Loader<'_> {
 
     fn dense(&mut self, name: &str, kind: ParamKind, rows: usize, cols: usize) -> Result<Weight> {
         let tensor = self.finite_tensor(name, &[rows, cols])?;
-        if self.options.train_all {
+        let is_embedding = matches!(kind, ParamKind::Embedding | ParamKind::Head);
+        if self.options.train_all || self.options.train_embeddings && is_embedding {
             let value = self.to_f32(name, &tensor)?;
             tensor.bytes.release();
             return Ok(Weight::Trained(self.params.add(Param { name: name.into(), kind, rows, cols, value })));

@@ -33,6 +33,9 @@ pub struct RunConfig {
     /// Adapter folder to continue from; its rank, alpha and targets replace `[lora]`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub adapter: Option<PathBuf>,
+    /// Train the embeddings and the head too, beside the adapters; they are saved as PEFT's `modules_to_save`. Their
+    /// learning rate is `optimizer.embedding_learning_rate`.
+    pub train_embeddings: bool,
     /// How the base is quantised on load.
     pub quantization: QuantConfig,
     /// The adapters.
@@ -77,6 +80,7 @@ impl Default for RunConfig {
             method: Method::default(),
             save_dtype: SaveDtype::F32,
             adapter: None,
+            train_embeddings: false,
             quantization: QuantConfig::default(),
             lora: LoraConfig::default(),
             data: TextDataConfig::default(),

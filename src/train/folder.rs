@@ -12,7 +12,9 @@ use super::config::RunConfig;
 use super::config_change::{changes, Change};
 use super::run::Observer;
 use super::save::result_path;
-use crate::checkpoint::{atomic, write_file, Checkpoints, KeepPolicy, Maker, RealDisk, Rejected, Restored, RunLock};
+use crate::checkpoint::{
+    atomic, write_file, Checkpoints, Found, KeepPolicy, Maker, RealDisk, Rejected, Restored, RunLock,
+};
 use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
 
@@ -71,11 +73,14 @@ impl RunFolder {
         let policy = KeepPolicy { last: config.training.keep_last, best: config.training.keep_best };
         let checkpoints = Checkpoints::open(&path.join("checkpoints"), policy)?;
         let folder = RunFolder { path, checkpoints, lock };
-        let restored = folder.newest(observer)?;
+        let Found { restored, rejected } = folder.checkpoints.newest_valid()?;
         if restored.is_none() {
-            folder.check_unfinished(config)?;
+            folder.check_beginning(config, &rejected)?;
         }
         folder.settle_config(config, restored.as_ref(), allow_config_change)?;
+        if let Some(restored) = &restored {
+            folder.report(restored, &rejected, observer)?;
+        }
         Ok((folder, restored))
     }
 
@@ -87,51 +92,35 @@ impl RunFolder {
         self.lock.check()
     }
 
-    fn newest(&self, observer: &mut dyn Observer) -> Result<Option<Restored>> {
-        let found = self.checkpoints.newest_valid()?;
-        let reasons: Vec<String> = found.rejected.iter().map(|bad| bad.reason.message().to_string()).collect();
-        if let (None, Some(newest)) = (&found.restored, found.rejected.first()) {
+    /// Without a checkpoint the run starts from the first step: not where there is something that this would spoil.
+    fn check_beginning(&self, config: &RunConfig, rejected: &[Rejected]) -> Result<()> {
+        if let Some(newest) = rejected.first() {
+            let reasons: Vec<&str> = rejected.iter().map(|bad| bad.reason.message()).collect();
             return Err(Error::file(&newest.path, format!("no checkpoint can be used:\n  {}", reasons.join("\n  ")))
                 .hint("restore the files, or start over with --fresh (what is there is kept under another name)"));
         }
-        if let Some(restored) = &found.restored {
-            self.report_rejected(&found.rejected, &reasons, restored, observer)?;
-            if let Some(difference) = restored.made_by.difference(&Maker::this()) {
-                observer.warning(&format!(
-                    "the checkpoint was made elsewhere ({difference}): the last bits of what follows may differ from an \
-                     uninterrupted run"
-                ));
-            }
-        }
-        Ok(found.restored)
-    }
-
-    fn report_rejected(
-        &self,
-        rejected: &[Rejected],
-        reasons: &[String],
-        restored: &Restored,
-        observer: &mut dyn Observer,
-    ) -> Result<()> {
-        let aside = self.checkpoints.set_aside(rejected)?;
-        for (reason, aside) in reasons.iter().zip(&aside) {
-            observer.warning(&format!(
-                "{reason}\n  this checkpoint is kept as {}; going back to {}",
-                aside.display(),
-                restored.path.display()
-            ));
-        }
-        Ok(())
-    }
-
-    /// Without a checkpoint the run starts from the first step: not where there is a result already.
-    fn check_unfinished(&self, config: &RunConfig) -> Result<()> {
         let result = result_path(config);
         match result.exists() {
             true => Err(Error::file(&result, "this run is finished, and its checkpoints are gone")
                 .hint("start over with --fresh (what is there is kept under another name), or choose another name")),
             false => Ok(()),
         }
+    }
+
+    /// Says what is special about the checkpoint, and moves damaged newer ones aside.
+    fn report(&self, restored: &Restored, rejected: &[Rejected], observer: &mut dyn Observer) -> Result<()> {
+        let aside = self.checkpoints.set_aside(rejected)?;
+        for (bad, aside) in rejected.iter().zip(&aside) {
+            let (reason, aside, back) = (bad.reason.message(), aside.display(), restored.path.display());
+            observer.warning(&format!("{reason}\n  this checkpoint is kept as {aside}; going back to {back}"));
+        }
+        if let Some(difference) = restored.made_by.difference(&Maker::this()) {
+            observer.warning(&format!(
+                "the checkpoint was made elsewhere ({difference}): the last bits of what follows may differ from an \
+                 uninterrupted run"
+            ));
+        }
+        Ok(())
     }
 
     /// Refuses another configuration than the run's; writes the file.

@@ -17,6 +17,7 @@ pub mod save;
 pub mod signals;
 pub mod start;
 pub mod step;
+pub mod tensorboard;
 
 pub use config::RunConfig;
 

@@ -13,6 +13,7 @@ use super::metrics::{EvalRow, Log, Row, StepRow};
 use super::save::result_path;
 use super::start::Corpora;
 use super::step::{Engine, StepReport};
+use super::tensorboard::EventFile;
 use crate::checkpoint::RunState;
 use crate::device;
 use crate::error::{Error, Result};
@@ -67,6 +68,8 @@ pub(super) struct Run {
     pub(super) engine: Engine,
     pub(super) corpora: Corpora,
     pub(super) log: Log,
+    /// The same curves for TensorBoard.
+    pub(super) events: EventFile,
     pub(super) config: RunConfig,
     /// Hash of the base, as quick as its size allows; see [`super::start`].
     pub(super) base_hash: String,
@@ -178,6 +181,9 @@ impl Run {
             rss_mib: device::resident_bytes() >> 20,
         };
         observer.step(&row, total);
+        let curves =
+            [("loss", row.loss), ("lr", row.lr), ("grad_norm", row.grad_norm), ("tokens_per_s", row.tokens_per_s)];
+        self.events.scalars(row.step, &curves)?;
         self.log.write(&Row::Step(row))?;
         self.watch(report.loss, observer)
     }
@@ -225,6 +231,8 @@ impl Run {
         }
         for row in rows {
             observer.evaluation(&row);
+            let (bits, loss) = (format!("bits_per_byte/{}", row.set), format!("loss/{}", row.set));
+            self.events.scalars(row.step, &[(&bits, row.bits_per_byte), (&loss, row.loss)])?;
             self.log.write(&Row::Eval(row.clone()))?;
             self.evaluations.push(row);
         }

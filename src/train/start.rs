@@ -9,6 +9,7 @@ use super::guards::{SkipCounter, SpikeDetector};
 use super::metrics::{EvalRow, Log};
 use super::run::{Observer, Run};
 use super::step::{Engine, StepSettings};
+use super::tensorboard::EventFile;
 use crate::adapter::peft;
 use crate::checkpoint::Restored;
 use crate::data::batch::{evaluation_batches, BatchCursor, BatchSettings, Batches, MicroBatch};
@@ -90,9 +91,13 @@ impl Run {
                 (Box::new(checkpoint), hash)
             }
         };
+        let then = restored.as_ref().map(|restored| (&*restored.path, &restored.state));
+        check_same("the base model", "model", &base_hash, then.map(|(path, state)| (path, &state.base_hash)))?;
         let tokenizer = Tokenizer::load(model_folder, Some(model_config.vocab_size))?;
         tokenizer.warnings().iter().for_each(|warning| observer.warning(warning));
         let corpora = Corpora::load(config, &tokenizer, observer)?;
+        let data_hash = corpora.train.fingerprint().to_hex().to_string();
+        check_same("the training data", "data.paths", &data_hash, then.map(|(path, state)| (path, &state.data_hash)))?;
         device::memory::give_back();
         let engine = engine(config, keep, (&model_config, source.as_ref()), observer)?;
         let log_bytes = restored.as_ref().map_or(0, |restored| restored.state.log_bytes);
@@ -100,13 +105,15 @@ impl Run {
         if log.bytes() < log_bytes {
             observer.warning(&format!("{LOG_FILE} is shorter than it was: rows of earlier steps are missing"));
         }
+        let events = EventFile::create(&folder.path, restored.as_ref().map_or(0, |restored| restored.state.step + 1))?;
         let total_steps = count_steps(config, &corpora.train);
         let mut run = Run {
             folder,
-            data_hash: corpora.train.fingerprint().to_hex().to_string(),
+            data_hash,
             engine,
             corpora,
             log,
+            events,
             config: config.clone(),
             base_hash,
             full_base_hash: None,
@@ -129,16 +136,7 @@ impl Run {
 
     fn restore(&mut self, restored: Restored) -> Result<()> {
         let path = restored.path.clone();
-        let state = &restored.state;
-        let pairs = [
-            ("the base model", "model", &state.base_hash, &self.base_hash),
-            ("the training data", "data.paths", &state.data_hash, &self.data_hash),
-        ];
-        if let Some((what, key, ..)) = pairs.iter().find(|(.., then, now)| then != now) {
-            return Err(Error::file(&path, format!("{what} is not what it was when this checkpoint was made"))
-                .hint(format!("let {key} name the same files with the same contents, or start over with --fresh")));
-        }
-        let cursor: BatchCursor = serde_json::from_value(state.cursor.clone())
+        let cursor: BatchCursor = serde_json::from_value(restored.state.cursor.clone())
             .map_err(|error| Error::file(&path, format!("state.json: cursor: {error}")))?;
         self.corpora.train.seek(cursor).map_err(|error| error.at(path.display()))?;
         let Engine { params, optimizer, .. } = &mut self.engine;
@@ -152,6 +150,18 @@ impl Run {
     }
 }
 
+/// Refuses a checkpoint of another base or other data; `then` is its folder and its hash.
+fn check_same(what: &str, key: &str, now: &String, then: Option<(&Path, &String)>) -> Result<()> {
+    match then {
+        Some((path, then)) if then != now => {
+            let text = format!("{what} is not what it was when this checkpoint was made");
+            let advice = format!("let {key} name the same files with the same contents, or start over with --fresh");
+            Err(Error::file(path, text).hint(advice))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Model, parameters and optimizer as a new run has them.
 fn engine(
     config: &RunConfig,
@@ -162,8 +172,11 @@ fn engine(
     let continued = config.adapter.as_deref().map(peft::read).transpose()?;
     let mut options = LoadOptions::training(config.method, config.quantization, &config.lora, config.seed);
     options.positions = config.data.sequence_length;
+    options.train_embeddings = config.train_embeddings;
     if let Some(adapter) = &continued {
         options.lora = Some(adapter.config.clone());
+        // What the adapter saved comes with it, ready to train on.
+        options.train_embeddings &= adapter.saved().is_empty();
     }
     let (mut model, mut params) = model::load(model_config, source, &options, &mut |done, total| {
         observer.phase("loading the model", done, total);

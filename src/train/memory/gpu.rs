@@ -40,7 +40,7 @@ pub fn parts(job: &Job, keep: Keep) -> Parts {
     Parts {
         program: CONTEXT,
         base: base as u64,
-        embeddings: if full { 0 } else { (job.embedding_values() * VALUE + 4 * job.vector_values) as u64 },
+        embeddings: if job.trains_embeddings { 0 } else { (job.embedding_values() * VALUE) as u64 },
         trained: trained_bytes,
         gradients: trained_bytes,
         optimizer: trained.iter().map(|&values| job.optimizer.state_bytes(values) as u64).sum(),

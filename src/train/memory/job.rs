@@ -10,6 +10,22 @@ use crate::quant::{QuantConfig, SourceDtype};
 use crate::train::config::RunConfig;
 use crate::train::recompute::Recompute;
 
+/// What is trained beside, or instead of, the base.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Adapters {
+    /// Ranks and places.
+    pub lora: LoraConfig,
+    /// Whether embedding and head are trained as a whole.
+    pub embeddings: bool,
+}
+
+impl Adapters {
+    /// Those of the configuration itself.
+    pub fn fresh(config: &RunConfig) -> Adapters {
+        Adapters { lora: config.lora.clone(), embeddings: config.train_embeddings }
+    }
+}
+
 /// A run as far as memory and time go.
 #[derive(Debug, Clone)]
 pub struct Job {
@@ -31,6 +47,8 @@ pub struct Job {
     pub stored_bytes: usize,
     /// Whether the head is the embedding.
     pub tied: bool,
+    /// Whether embedding and head are trained.
+    pub trains_embeddings: bool,
     /// Values of all norms and biases.
     pub vector_values: usize,
     /// Values of the rotation table.
@@ -38,9 +56,9 @@ pub struct Job {
 }
 
 impl Job {
-    /// The job of `config`, whose adapters are those of `lora`: its own section, or the adapter that is continued.
-    pub fn new(config: &RunConfig, model: &ModelConfig, lora: &LoraConfig, threads: usize) -> Job {
-        let lora = (config.method != Method::Full).then_some(lora);
+    /// The job of `config`; `adapters` are its own, or what it continues from.
+    pub fn new(config: &RunConfig, model: &ModelConfig, adapters: &Adapters, threads: usize) -> Job {
+        let lora = (config.method != Method::Full).then_some(&adapters.lora);
         let blocks: Vec<_> = (0..model.layers).map(|layer| linears(model, layer, lora)).collect();
         let biases: usize = blocks.first().map_or(0, |linears: &[LinearSizes; 7]| {
             let (attention, mlp) = linears.split_at(4);
@@ -75,6 +93,7 @@ impl Job {
                 Some(SourceDtype::F32) | None => 4,
             },
             tied: model.tie_word_embeddings,
+            trains_embeddings: adapters.embeddings || config.method == Method::Full,
             vector_values: model.hidden_size + model.layers * (2 * model.hidden_size + biases),
             rope_values: length * model.head_dim,
         }
@@ -97,28 +116,25 @@ impl Job {
 
     /// Number of values of each trained tensor.
     pub fn trained_tensors(&self) -> Vec<usize> {
+        let (hidden, vocab) = (self.model.hidden, self.model.vocab);
+        let embeddings = if self.trains_embeddings { self.embedding_values() / (vocab * hidden) } else { 0 };
+        let embeddings = std::iter::repeat_n(vocab * hidden, embeddings);
         if self.method == Method::Full {
-            let (hidden, vocab) = (self.model.hidden, self.model.vocab);
-            let mut tensors: Vec<usize> = self.linears().map(|linear| linear.rows * linear.cols).collect();
-            tensors.extend(std::iter::repeat_n(vocab * hidden, if self.tied { 1 } else { 2 }));
-            tensors.extend(std::iter::repeat_n(hidden, self.vector_values / hidden.max(1)));
-            return tensors;
+            let weights = self.linears().map(|linear| linear.rows * linear.cols);
+            let vectors = std::iter::repeat_n(hidden, self.vector_values / hidden);
+            return weights.chain(vectors).chain(embeddings).collect();
         }
         let adapted = self.linears().filter_map(|linear| Some((linear, linear.rank?)));
         adapted
             .flat_map(|(linear, rank)| [rank * linear.cols, linear.rows * rank, usize::from(linear.dora) * linear.rows])
             .filter(|&values| values > 0)
+            .chain(embeddings)
             .collect()
     }
 
     /// Whether the linears' own weights are trained.
     pub fn trained_weights(&self) -> bool {
         self.method == Method::Full
-    }
-
-    /// Whether anything is left to train.
-    pub fn trains(&self) -> bool {
-        self.method == Method::Full || self.linears().any(|linear| linear.rank.is_some())
     }
 
     /// The same job with another micro-batch.

@@ -18,13 +18,13 @@ pub mod time;
 use super::config::RunConfig;
 use super::recompute::Recompute;
 use super::run::Observer;
-use crate::adapter::{peft, LoraConfig};
+use crate::adapter::peft;
 use crate::data::{formats, TextDataConfig};
 use crate::device;
 use crate::error::{Error, Result};
 use crate::model::{gguf, Keep, Method, ModelConfig};
 use crate::ops::cross_entropy;
-use job::Job;
+use job::{Adapters, Job};
 use replay::ArenaBytes;
 use serde::Serialize;
 use std::path::Path;
@@ -200,11 +200,12 @@ fn parts(job: &Job, arena: ArenaBytes) -> Parts {
         None => linears * job.stored_bytes,
     };
     let dora: usize = job.linears().filter(|linear| linear.dora).map(|linear| 3 * 4 * linear.rows).sum();
-    let frozen = if full { 0 } else { job.embedding_values() * job.stored_bytes + 4 * job.vector_values };
+    let embeddings = if job.trains_embeddings { 0 } else { job.embedding_values() * job.stored_bytes };
+    let vectors = if full { 0 } else { 4 * job.vector_values };
     Parts {
         program: 0,
         base: base as u64,
-        embeddings: (frozen + dora + 4 * job.rope_values) as u64,
+        embeddings: (embeddings + vectors + dora + 4 * job.rope_values) as u64,
         trained: trained_bytes as u64,
         gradients: trained_bytes as u64,
         optimizer: trained.iter().map(|&values| job.optimizer.state_bytes(values)).sum::<usize>() as u64,
@@ -232,7 +233,10 @@ fn packing(job: &Job) -> usize {
     if job.method == Method::Full {
         // Transposed gradients.
         let widths = job.linears().map(|linear| copy(linear.rows, rows)).max().unwrap_or(0);
-        largest = largest.max(widths).max(copy(model.vocab, chunk));
+        largest = largest.max(widths);
+    }
+    if job.trains_embeddings {
+        largest = largest.max(copy(model.vocab, chunk));
     }
     job.batch.threads * THREAD + 2 * BUFFER + largest
 }
@@ -264,8 +268,8 @@ pub fn largest_micro_batch(job: &Job, program: u64, budget: Budget, recompute: R
 pub struct Situation {
     /// What the run's memory depends on.
     pub job: Job,
-    /// Adapters: those of the configuration, or of the adapter that is continued.
-    pub lora: LoraConfig,
+    /// Those of the configuration, or what it continues from.
+    pub adapters: Adapters,
     /// The model's own configuration.
     pub model: ModelConfig,
     /// Program, tokenizer and text.
@@ -285,19 +289,22 @@ impl Situation {
             true => gguf::Gguf::open(folder, None)?.config().clone(),
             false => ModelConfig::from_folder(folder)?,
         };
-        let lora = match &config.adapter {
-            Some(adapter) => peft::read(adapter)?.config,
-            None => config.lora.clone(),
+        let adapters = match config.adapter.as_deref().map(peft::read).transpose()? {
+            Some(adapter) => {
+                let embeddings = config.train_embeddings || !adapter.saved().is_empty();
+                Adapters { lora: adapter.config, embeddings }
+            }
+            None => Adapters::fresh(config),
         };
         let threads = match config.training.threads {
             0 => rayon::current_num_threads(),
             threads => threads,
         };
-        let job = Job::new(config, &model, &lora, threads);
+        let job = Job::new(config, &model, &adapters, threads);
         let size = |path: &Path| std::fs::metadata(path).map_or(0, |about| about.len());
         let tokenizer = TOKENIZER_FACTOR * size(&folder.join("tokenizer.json"));
         let program = device::resident_bytes() + PROGRAM + tokenizer + text_bytes(config);
-        Ok(Situation { job, lora, model, program, budget: Budget::new(config.training.memory_limit_gib) })
+        Ok(Situation { job, adapters, model, program, budget: Budget::new(config.training.memory_limit_gib) })
     }
 
     /// The plan.

@@ -3,9 +3,8 @@
 //! Cheap is what costs neither numbers nor time; dear is what changes what is learned. Each proposal alone is enough, as
 //! the plan of the changed configuration says. Where single changes are not, they are put together in the same order.
 
-use super::job::Job;
+use super::job::{Adapters, Job};
 use super::{plan, shown, Situation};
-use crate::adapter::LoraConfig;
 use crate::device::Compute;
 use crate::model::Method;
 use crate::optim::OptimizerKind;
@@ -93,6 +92,13 @@ fn changes(config: &RunConfig, has_own_adapter: bool) -> Vec<Change> {
         }
         Method::Full => {}
     }
+    if config.train_embeddings {
+        changes.push(Change::new(
+            &[set("train_embeddings", &false)],
+            "embeddings and head stay as they are",
+            |config| config.train_embeddings = false,
+        ));
+    }
     let rank = config.lora.r;
     if has_own_adapter && config.method != Method::Full && rank > 8 {
         changes.push(Change::new(&[set("lora.r", &8)], "a smaller adapter learns less", |config| config.lora.r = 8));
@@ -115,8 +121,8 @@ pub fn cheapest(config: &RunConfig, situation: &Situation, count: usize) -> Vec<
     let has_own_adapter = config.adapter.is_none();
     let changes = changes(config, has_own_adapter);
     let peak = |config: &RunConfig| {
-        let lora: &LoraConfig = if has_own_adapter { &config.lora } else { &situation.lora };
-        let job = Job::new(config, &situation.model, lora, situation.job.batch.threads);
+        let adapters = if has_own_adapter { Adapters::fresh(config) } else { situation.adapters.clone() };
+        let job = Job::new(config, &situation.model, &adapters, situation.job.batch.threads);
         plan(&job, situation.program, situation.budget).peak()
     };
     let try_all = |chosen: &[&Change]| {

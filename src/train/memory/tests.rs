@@ -1,7 +1,7 @@
 //! The replay against the arena of real steps, byte for byte; the choice of what is kept; remedies.
 
 use super::*;
-use crate::adapter::Target;
+use crate::adapter::{LoraConfig, Target};
 use crate::data::batch::MicroBatch;
 use crate::device::Compute;
 use crate::model::random::RandomWeights;
@@ -35,10 +35,11 @@ fn config(method: Method) -> RunConfig {
 
 /// Runs an evaluation and two steps of what `config` says on one thread; `(predicted, measured)`.
 fn compare(config: &RunConfig, model_config: &ModelConfig, keep: &[Keep]) -> (ArenaBytes, ArenaBytes) {
-    let mut job = Job::new(config, model_config, &config.lora, 1);
+    let mut job = Job::new(config, model_config, &Adapters::fresh(config), 1);
     job.batch.ignored = true;
     let predicted = replay::arena(&job.model, &job.batch, keep, true);
-    let options = LoadOptions::training(config.method, config.quantization, &config.lora, 0);
+    let mut options = LoadOptions::training(config.method, config.quantization, &config.lora, 0);
+    options.train_embeddings = config.train_embeddings;
     let (model, params) =
         load(model_config, &RandomWeights::new(0, 0.02), &options, &mut |_, _| {}).expect("random weights load");
     let settings = StepSettings {
@@ -108,6 +109,9 @@ fn the_replay_is_the_arena_of_a_step_for_every_method() {
                 assert_exact(&format!("dora {dora} dropout {dropout} {compute:?} {keep:?}"), &config, &model, &keep);
             }
         }
+        let mut embeddings = config(Method::Qlora);
+        embeddings.train_embeddings = true;
+        assert_exact(&format!("embeddings {keep:?}"), &embeddings, &model, &keep);
         let mut some = config(Method::Qlora);
         some.lora.targets = vec![Target::Q, Target::Down];
         some.optimizer.kind = OptimizerKind::AdamW8;
@@ -129,9 +133,9 @@ fn the_replay_is_the_arena_of_a_step_for_every_batch() {
 #[test]
 fn several_threads_never_take_more_than_is_predicted() {
     let (model, config) = (model(SHAPES[0]), config(Method::Qlora));
-    let one = Job::new(&config, &model, &config.lora, 1);
+    let one = Job::new(&config, &model, &Adapters::fresh(&config), 1);
     for threads in [2, 8, 64] {
-        let job = Job::new(&config, &model, &config.lora, threads);
+        let job = Job::new(&config, &model, &Adapters::fresh(&config), threads);
         let bytes = |job: &Job| replay::arena(&job.model, &job.batch, &[Keep::Light; 3], false);
         assert!(bytes(&job).peak >= bytes(&one).peak, "{threads}");
     }
@@ -142,9 +146,10 @@ fn situation(limit: Option<u64>, change: impl FnOnce(&mut RunConfig)) -> (RunCon
     (config.training.micro_batch, config.data.sequence_length) = (4, 256);
     change(&mut config);
     let model = model((300, 64, 192, 6, 4, 2));
-    let job = Job::new(&config, &model, &config.lora, 2);
+    let adapters = Adapters::fresh(&config);
+    let job = Job::new(&config, &model, &adapters, 2);
     let budget = Budget { bytes: limit, configured: true };
-    let situation = Situation { job, lora: config.lora.clone(), model, program: 10 << 20, budget };
+    let situation = Situation { job, adapters, model, program: 10 << 20, budget };
     (config, situation)
 }
 

@@ -39,7 +39,7 @@ pub fn operations_per_token(job: &Job, keep: &[Keep]) -> f64 {
         sum += (1.0 + again + 2.5) * attention;
     }
     let head = 2.0 * (job.model.vocab * job.model.hidden) as f64;
-    sum + (2.0 + f64::from(u8::from(trains_weights))) * head
+    sum + (2.0 + f64::from(u8::from(job.trains_embeddings))) * head
 }
 
 /// Floating-point operations a second of this machine on products like the job's, all threads together.

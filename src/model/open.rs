@@ -1,0 +1,55 @@
+//! A model to run, however it is stored: a Hugging Face or NF4 folder, or a GGUF file.
+
+use super::gguf::{is_gguf, Gguf};
+use super::hf_config::ModelConfig;
+use super::load::TensorSource;
+use super::weights::Checkpoint;
+use crate::data::tokenize::Tokenizer;
+use crate::error::Result;
+use std::path::{Path, PathBuf};
+
+/// An open model: its configuration, its tensors, its tokenizer.
+pub struct OpenModel {
+    path: PathBuf,
+    /// Shape and constants.
+    pub config: ModelConfig,
+    storage: Storage,
+}
+
+enum Storage {
+    Folder(Checkpoint),
+    Gguf(Box<Gguf>),
+}
+
+impl OpenModel {
+    /// Opens a folder or a `.gguf` file.
+    ///
+    /// Errors: whatever the reader of that form finds wrong.
+    pub fn open(path: &Path) -> Result<OpenModel> {
+        if is_gguf(path) {
+            let gguf = Gguf::open(path, None)?;
+            let config = gguf.config().clone();
+            return Ok(OpenModel { path: path.into(), config, storage: Storage::Gguf(Box::new(gguf)) });
+        }
+        let config = ModelConfig::from_folder(path)?;
+        Ok(OpenModel { path: path.into(), config, storage: Storage::Folder(Checkpoint::open(path)?) })
+    }
+
+    /// The tensors.
+    pub fn source(&self) -> &dyn TensorSource {
+        match &self.storage {
+            Storage::Folder(checkpoint) => checkpoint,
+            Storage::Gguf(gguf) => gguf.as_ref(),
+        }
+    }
+
+    /// The tokenizer.
+    ///
+    /// Errors: there is none, or of a kind that is not known here.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        match &self.storage {
+            Storage::Folder(_) => Tokenizer::load(&self.path, Some(self.config.vocab_size)),
+            Storage::Gguf(gguf) => gguf.load_tokenizer(),
+        }
+    }
+}
