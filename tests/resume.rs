@@ -7,6 +7,7 @@ use llamantino::model::{Checkpoint, Method};
 use llamantino::optim::OptimizerKind;
 use llamantino::train::folder::Beginning;
 use llamantino::train::guards::SpikeAction;
+use llamantino::train::recompute::Recompute;
 use llamantino::train::run::{self, RunOptions};
 use llamantino::train::RunConfig;
 use std::fs;
@@ -48,7 +49,7 @@ fn dora_on_a_dense_base_without_packing() {
         config.method = Method::Lora;
         config.lora.dora = true;
         config.data.packing = false;
-        config.training.recompute = true;
+        config.training.recompute = Recompute::On;
     });
 }
 

@@ -13,10 +13,14 @@ use crate::device::{self, Compute};
 use crate::error::Result;
 use crate::generate::{Generator, SamplingOptions};
 use crate::model::random::{random_values, RandomWeights};
-use crate::model::{self, Checkpoint, Keep, Llama, LoadOptions, Method, ModelConfig, TensorSource};
+use crate::model::{self, Checkpoint, Llama, LoadOptions, Method, ModelConfig, TensorSource};
 use crate::ops::{Arena, Gradients, ParamStore};
 use crate::optim::{LearningRates, OptimizerConfig};
 use crate::quant::{self, QuantConfig, Values};
+use crate::train::config::RunConfig;
+use crate::train::memory::job::{Adapters, Job};
+use crate::train::memory::{self, Budget};
+use crate::train::recompute::Recompute;
 use crate::train::step::{Engine, StepSettings};
 use serde_json::{json, Value};
 use std::path::PathBuf;
@@ -49,8 +53,10 @@ pub struct TrainBench {
     pub batch: usize,
     /// Rank of a fresh adapter.
     pub rank: usize,
-    /// Full recompute in the backward pass.
-    pub recompute: bool,
+    /// What is computed again in the backward pass.
+    pub recompute: Recompute,
+    /// Most memory with [`Recompute::Auto`]; 0: what is free.
+    pub memory_limit_gib: f64,
     /// Timed steps.
     pub steps: usize,
     /// Steps before them.
@@ -92,14 +98,14 @@ fn load(choice: &ModelChoice, lora: Option<LoraConfig>, positions: usize) -> Res
 
 /// Times optimizer steps.
 pub fn train(bench: &TrainBench) -> Result<Value> {
-    let rss_before = device::resident_bytes() >> 20;
+    let (process, budget) = (device::resident_bytes(), Budget::new(bench.memory_limit_gib));
     let rank = bench.rank;
     let lora = LoraConfig { r: rank, alpha: 2.0 * rank as f64, ..LoraConfig::default() };
-    let Loaded { model, params, seconds: load_seconds } = load(&bench.model, Some(lora), bench.sequence)?;
-    let keep = if bench.recompute { Keep::Input } else { Keep::Light };
+    let Loaded { model, params, seconds: load_seconds } = load(&bench.model, Some(lora.clone()), bench.sequence)?;
+    let predicted = memory::plan(&job(bench, &model.config, lora), process + memory::PROGRAM, budget);
     let settings = StepSettings {
         compute: bench.compute,
-        keep: vec![keep; model.blocks.len()],
+        keep: predicted.keep.clone(),
         max_grad_norm: 1.0,
         neftune_alpha: 0.0,
         sequence_length: bench.sequence,
@@ -124,13 +130,26 @@ pub fn train(bench: &TrainBench) -> Result<Value> {
     let tokens = (bench.batch * bench.sequence) as f64;
     Ok(json!({
         "tool": "llamantino", "what": "train", "dtype": bench.compute, "cpu_path": device::cpu_path().name(),
-        "seq": bench.sequence, "batch": bench.batch, "rank": rank, "recompute": bench.recompute,
+        "seq": bench.sequence, "batch": bench.batch, "rank": rank, "recomputed_blocks": predicted.recomputed(),
         "threads": rayon::current_num_threads(), "n": times.len(),
         "tokens_per_s": round(tokens / median(times.clone())), "step_s": step_seconds,
-        "peak_rss_mib": device::peak_resident_bytes() >> 20, "rss_before_load_mib": rss_before,
+        "peak_rss_mib": device::peak_resident_bytes() >> 20, "rss_before_load_mib": process >> 20,
+        "predicted_mib": predicted.peak() >> 20,
         "arena_peak_mib": engine.arena.peak_bytes() >> 20, "arena_touched_mib": engine.arena.touched_bytes() >> 20,
         "load_s": round(load_seconds), "trainable": trainable, "losses": losses,
     }))
+}
+
+/// The bench as the memory planner sees it.
+fn job(bench: &TrainBench, model: &ModelConfig, lora: LoraConfig) -> Job {
+    let mut config = RunConfig { lora, ..RunConfig::default() };
+    config.data.sequence_length = bench.sequence;
+    config.training.micro_batch = bench.batch;
+    (config.training.compute, config.training.recompute) = (bench.compute, bench.recompute);
+    let mut job = Job::new(&config, model, &Adapters::fresh(&config), rayon::current_num_threads());
+    // The last row of each sequence has no target.
+    job.batch.ignored = true;
+    job
 }
 
 /// Times reading a prompt and greedy decoding.

@@ -5,6 +5,7 @@ use super::output;
 use crate::bench::{self, ModelChoice, Shape, TrainBench};
 use crate::device;
 use crate::error::{Error, Result};
+use crate::train::recompute::Recompute;
 use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -82,6 +83,9 @@ pub struct TrainArgs {
     /// Compute activations again in the backward pass.
     #[arg(long, value_enum, default_value = "off")]
     pub recompute: Switch,
+    /// Most memory with `--recompute auto`, in GiB; 0: what is free.
+    #[arg(long, default_value_t = 0.0)]
+    pub memory_limit_gib: f64,
     /// Steps that are timed.
     #[arg(long, default_value_t = 5)]
     pub steps: usize,
@@ -90,13 +94,25 @@ pub struct TrainArgs {
     pub warmup: usize,
 }
 
-/// On or off.
+/// [`Recompute`] on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Switch {
-    /// On.
+    /// As few blocks as the memory demands.
+    Auto,
+    /// All blocks.
     On,
-    /// Off.
+    /// None.
     Off,
+}
+
+impl From<Switch> for Recompute {
+    fn from(switch: Switch) -> Recompute {
+        match switch {
+            Switch::Auto => Recompute::Auto,
+            Switch::On => Recompute::On,
+            Switch::Off => Recompute::Off,
+        }
+    }
 }
 
 /// Arguments of `bench decode`.
@@ -152,7 +168,8 @@ pub fn run(args: BenchArgs) -> Result<()> {
                 sequence: args.seq,
                 batch: args.batch,
                 rank: args.rank,
-                recompute: args.recompute == Switch::On,
+                recompute: args.recompute.into(),
+                memory_limit_gib: args.memory_limit_gib,
                 steps: args.steps,
                 warmup: args.warmup,
             })?

@@ -1,10 +1,10 @@
 //! Models named on the command line: a folder, a GGUF file, or `org/name[@revision]` of the hub, fetched with a bar.
 
 use super::{output, progress};
-use crate::error::Result;
-use crate::model::hub::{self, HubObserver};
+use crate::error::{Error, Result};
+use crate::model::hub::{self, HubModel, HubObserver, HubSettings};
 use indicatif::ProgressBar;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Where the model `spec` lies, after fetching it if need be.
 pub fn resolve(spec: &str) -> Result<PathBuf> {
@@ -14,6 +14,21 @@ pub fn resolve(spec: &str) -> Result<PathBuf> {
         bar.finish_and_clear();
     }
     path
+}
+
+/// Where the model `spec` lies without fetching anything.
+///
+/// # Errors
+/// It lies nowhere yet.
+pub fn resolve_local(spec: &str) -> Result<PathBuf> {
+    let offline = || HubSettings::from_env().map(|settings| HubSettings { offline: true, ..settings });
+    hub::resolve_with(spec, offline, &mut ()).map_err(|error| match HubModel::parse(spec) {
+        Some(_) if !Path::new(spec).exists() => {
+            Error::failed(format!("{spec}: not on this machine, and nothing is fetched for a plan"))
+                .hint("put its config.json (and tokenizer.json, to count tokens) into a folder and name that")
+        }
+        _ => error,
+    })
 }
 
 struct Watch {

@@ -5,11 +5,13 @@
 pub mod bench;
 pub mod completions;
 pub mod diff;
+pub mod doctor;
 pub mod generate;
 pub mod hub;
 pub mod import;
 pub mod merge;
 pub mod output;
+pub mod plan;
 pub mod progress;
 pub mod quantize;
 pub mod quickstart;
@@ -37,6 +39,8 @@ pub struct Cli {
 pub enum Command {
     /// Train an adapter (or a whole model) as a TOML file says.
     Train(train::TrainArgs),
+    /// Say what a run will take in memory and time, before anything is loaded.
+    Plan(plan::PlanArgs),
     /// Fold an adapter into its base: a model that transformers loads.
     Merge(merge::MergeArgs),
     /// Write what a tuned model changes in its base, or recover the model from that.
@@ -53,10 +57,13 @@ pub enum Command {
     Man,
     /// Time a training step, decoding or quantisation: one JSON line.
     Bench(bench::BenchArgs),
+    /// Say what this machine offers, what is missing and how to get it; verify a model.
+    Doctor(doctor::DoctorArgs),
 }
 
 /// Runs the command line `args` (the program's name first).
 pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
+    device::memory::settle_allocator();
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) if error.use_stderr() => {
@@ -70,6 +77,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
     device::check()?;
     match cli.command {
         Command::Train(args) => train::run(args),
+        Command::Plan(args) => plan::run(args),
+        Command::Doctor(args) => doctor::run(args),
         Command::Merge(args) => merge::run(args),
         Command::Diff(args) => diff::run(args),
         Command::Generate(args) => generate::run(args),

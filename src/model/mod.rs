@@ -11,6 +11,7 @@ pub mod load;
 pub mod open;
 pub mod pass;
 pub mod random;
+pub mod verify;
 pub mod weights;
 
 pub use block::Keep;

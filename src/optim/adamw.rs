@@ -144,6 +144,11 @@ pub struct AdamW {
 }
 
 impl AdamW {
+    /// Bytes of state for a parameter of so many values.
+    pub fn state_bytes_of(values: usize) -> usize {
+        2 * values * size_of::<f32>()
+    }
+
     /// Zero state for every parameter of `store`.
     pub fn new(config: &OptimizerConfig, store: &ParamStore) -> AdamW {
         AdamW {

@@ -6,7 +6,9 @@
 
 use super::adamw::{Chunk, Factors, Moments};
 use super::dynamic_map::{DynamicMap, SIGNED, UNSIGNED};
-use super::{vectorized, LearningRates, Optimizer, OptimizerConfig, OptimizerState, StateTensor, StateValues, CHUNK};
+use super::{
+    vectorized, AdamW, LearningRates, Optimizer, OptimizerConfig, OptimizerState, StateTensor, StateValues, CHUNK,
+};
 use crate::error::Result;
 use crate::ops::{Gradients, ParamStore};
 use rayon::prelude::*;
@@ -166,6 +168,14 @@ pub struct AdamW8 {
 }
 
 impl AdamW8 {
+    /// Bytes of state for a parameter of so many values.
+    pub fn state_bytes_of(values: usize) -> usize {
+        match values < SMALLEST {
+            true => AdamW::state_bytes_of(values),
+            false => 2 * (values + values.div_ceil(BLOCK) * size_of::<f32>()),
+        }
+    }
+
     /// Zero state for every parameter of `store`.
     pub fn new(config: &OptimizerConfig, store: &ParamStore) -> AdamW8 {
         let lens: Vec<usize> = store.iter().map(|param| param.value.len()).collect();

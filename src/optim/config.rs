@@ -17,6 +17,14 @@ pub enum OptimizerKind {
 }
 
 impl OptimizerKind {
+    /// Bytes of state for a parameter of so many values.
+    pub fn state_bytes(self, values: usize) -> usize {
+        match self {
+            OptimizerKind::AdamW => AdamW::state_bytes_of(values),
+            OptimizerKind::AdamW8 => AdamW8::state_bytes_of(values),
+        }
+    }
+
     /// The optimizer for the parameters of `store`, with empty state.
     pub fn build(self, config: &OptimizerConfig, store: &ParamStore) -> Box<dyn Optimizer> {
         match self {

@@ -8,7 +8,7 @@
 //!
 //! Results do not depend on the number of threads: blocks are independent.
 
-use super::double::double_quantize;
+use super::double::{double_quantize, NESTED_BLOCK};
 use super::kernels;
 use super::nf4::{Nf4Matrix, Scales, SourceDtype, TASK_VALUES};
 use crate::error::{Error, Result};
@@ -32,6 +32,12 @@ impl Default for QuantConfig {
 }
 
 impl QuantConfig {
+    /// Bytes of the codes and scales of so many weights.
+    pub fn bytes(&self, values: usize) -> usize {
+        let blocks = values.div_ceil(self.block);
+        values.div_ceil(2) + if self.double { blocks + 4 * blocks.div_ceil(NESTED_BLOCK) } else { 4 * blocks }
+    }
+
     /// Refuses block sizes that the format does not have.
     pub fn check(&self) -> Result<()> {
         if self.block.is_power_of_two() && (32..=4096).contains(&self.block) {

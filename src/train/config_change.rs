@@ -15,6 +15,8 @@ const HARMLESS: &[&str] = &[
     "data.paths",
     "data.max_bad_lines",
     "evaluation",
+    "training.recompute",
+    "training.memory_limit_gib",
     "training.threads",
     "training.evaluate_every",
     "training.checkpoint_every",

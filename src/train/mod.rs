@@ -1,6 +1,6 @@
 //! The training run: from a resolved configuration to an adapter (or a full model) in the run's folder.
 //!
-//! [`folder`] finds out where the run stands, [`start`] loads data and model, [`run`] is the loop, [`step`] one optimizer
+//! [`memory`] plans before anything is loaded, [`folder`] finds out where the run stands, [`start`] loads data and model, [`run`] is the loop, [`step`] one optimizer
 //! step, [`evaluate`] the held-out measure, [`save`] checkpoints and the result, [`metrics`] the log. [`guards`] watch the
 //! losses, [`signals`] listen for the wish to stop.
 
@@ -9,7 +9,9 @@ pub mod config_change;
 pub mod evaluate;
 pub mod folder;
 pub mod guards;
+pub mod memory;
 pub mod metrics;
+pub mod recompute;
 pub mod run;
 pub mod save;
 pub mod signals;
@@ -22,6 +24,7 @@ pub use config::RunConfig;
 use crate::config::{Problems, Section};
 use crate::device::Compute;
 use guards::SpikeConfig;
+use recompute::Recompute;
 use serde::{Deserialize, Serialize};
 
 /// `[training]`: how long, how much at once, how often to look.
@@ -38,8 +41,11 @@ pub struct TrainingConfig {
     pub accumulation: usize,
     /// NEFTune's noise on the embeddings (Jain et al. 2023; 5 is usual); 0 turns it off.
     pub neftune_alpha: f64,
-    /// Compute activations again in the backward pass: less memory, about a third more time.
-    pub recompute: bool,
+    /// Compute activations again in the backward pass (`on`: less memory, up to a third more time) or keep them (`off`);
+    /// `auto`: again where the memory demands it. No bit of the result depends on it.
+    pub recompute: Recompute,
+    /// Most memory that the run may take, in GiB; 0: what the machine has left when it starts.
+    pub memory_limit_gib: f64,
     /// Operand format of the matrix products; accumulation is f32 in both.
     pub compute: Compute,
     /// Threads; 0: one for each core.
@@ -68,7 +74,8 @@ impl Default for TrainingConfig {
             micro_batch: 1,
             accumulation: 1,
             neftune_alpha: 0.0,
-            recompute: false,
+            recompute: Recompute::Auto,
+            memory_limit_gib: 0.0,
             compute: Compute::F32,
             threads: 0,
             evaluate_every: 0,
@@ -91,6 +98,8 @@ impl Section for TrainingConfig {
         problems.expect((1..=1 << 16).contains(&accumulation), "accumulation", "from 1 to 65536", accumulation);
         let alpha = self.neftune_alpha;
         problems.expect((0.0..=1e3).contains(&alpha), "neftune_alpha", "0 (off) to 1000", alpha);
+        let limit = self.memory_limit_gib;
+        problems.expect((0.0..=1e6).contains(&limit), "memory_limit_gib", "0 (what is free) or some GiB", limit);
         problems.expect(self.threads <= 1024, "threads", "0 (one for each core) to 1024", self.threads);
         problems.expect(self.keep_last > 0, "keep_last", "at least 1", self.keep_last);
         problems.expect((0.0..=1e5).contains(&self.max_hours), "max_hours", "0 (no limit) to 100000", self.max_hours);

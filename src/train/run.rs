@@ -8,6 +8,7 @@ use super::config::RunConfig;
 use super::evaluate::{evaluate, Evaluation};
 use super::folder::{Beginning, RunFolder};
 use super::guards::{SkipCounter, SpikeAction, SpikeDetector};
+use super::memory;
 use super::metrics::{EvalRow, Log, Row, StepRow};
 use super::save::result_path;
 use super::start::Corpora;
@@ -100,13 +101,14 @@ pub fn run(config: &RunConfig, options: &RunOptions<'_>, observer: &mut dyn Obse
         let late = limit > 0.0 && start.elapsed() >= Duration::from_secs_f64(limit * 3600.0);
         (options.stop)(step).or_else(|| late.then(|| format!("the limit of {limit} hours")))
     };
+    let keep = memory::admit(config, observer)?;
     let (folder, restored) = RunFolder::open(config, options.beginning, options.allow_config_change, observer)?;
     if let Some(state) = restored.as_ref().map(|restored| &restored.state).filter(|state| is_finished(config, state)) {
         observer.note(&format!("this run is finished: all {} steps are done", state.total_steps));
         let evaluations: Vec<EvalRow> = state.evaluations.iter().map(EvalRow::from).collect();
         return Ok(summary(config, &evaluations, (state.step, state.tokens, state.seconds)));
     }
-    let mut run = Run::start(config, folder, restored, observer)?;
+    let mut run = Run::start(config, keep, folder, restored, observer)?;
     loop {
         if run.evaluation_is_due() {
             run.evaluate(&stop, observer)?;

@@ -31,6 +31,7 @@ impl Run {
     pub(super) fn save_checkpoint(&mut self) -> Result<(PathBuf, Option<Error>)> {
         self.folder.check()?;
         self.log.sync()?;
+        self.engine.arena.trim();
         let provenance = self.provenance()?;
         let state = self.state()?;
         let score = self.evaluations.iter().find(|row| row.step == self.step).map(|row| row.loss);
@@ -48,6 +49,7 @@ impl Run {
     /// Writes the adapter, or the model with `method = "full"`, under its final name.
     pub(super) fn save_result(&mut self) -> Result<PathBuf> {
         self.folder.check()?;
+        self.engine.arena.trim();
         let provenance = self.provenance()?;
         let (config, engine) = (&self.config, &self.engine);
         check_finite(&engine.params, &[])?;

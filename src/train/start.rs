@@ -17,6 +17,7 @@ use crate::data::corpus::TokenizedCorpus;
 use crate::data::load::{load_text, TextData};
 use crate::data::tokenize::Tokenizer;
 use crate::data::TextDataConfig;
+use crate::device;
 use crate::error::{Error, Result};
 use crate::model::random::RandomWeights;
 use crate::model::weights::{base_hash, HashDepth};
@@ -72,6 +73,7 @@ impl Run {
     /// parameters.
     pub(super) fn start(
         config: &RunConfig,
+        keep: Vec<Keep>,
         folder: RunFolder,
         restored: Option<Restored>,
         observer: &mut dyn Observer,
@@ -96,7 +98,8 @@ impl Run {
         let corpora = Corpora::load(config, &tokenizer, observer)?;
         let data_hash = corpora.train.fingerprint().to_hex().to_string();
         check_same("the training data", "data.paths", &data_hash, then.map(|(path, state)| (path, &state.data_hash)))?;
-        let engine = engine(config, &model_config, source.as_ref(), observer)?;
+        device::memory::give_back();
+        let engine = engine(config, keep, (&model_config, source.as_ref()), observer)?;
         let log_bytes = restored.as_ref().map_or(0, |restored| restored.state.log_bytes);
         let log = Log::open(&folder.path.join(LOG_FILE), log_bytes)?;
         if log.bytes() < log_bytes {
@@ -162,8 +165,8 @@ fn check_same(what: &str, key: &str, now: &String, then: Option<(&Path, &String)
 /// Model, parameters and optimizer as a new run has them.
 fn engine(
     config: &RunConfig,
-    model_config: &ModelConfig,
-    source: &dyn TensorSource,
+    keep: Vec<Keep>,
+    (model_config, source): (&ModelConfig, &dyn TensorSource),
     observer: &mut dyn Observer,
 ) -> Result<Engine> {
     let continued = config.adapter.as_deref().map(peft::read).transpose()?;
@@ -184,10 +187,9 @@ fn engine(
     if params.is_empty() {
         return Err(Error::usage("nothing would be trained: lora.targets names no linear of this model"));
     }
-    let keep = if config.training.recompute { Keep::Input } else { Keep::Light };
     let settings = StepSettings {
         compute: config.training.compute,
-        keep: vec![keep; model.blocks.len()],
+        keep,
         max_grad_norm: config.optimizer.max_grad_norm,
         neftune_alpha: config.training.neftune_alpha,
         sequence_length: config.data.sequence_length,

@@ -58,6 +58,23 @@ pub fn backward(
     backward_on(cpu_path(), Problem { shape, saved, dout, segments }, arena, grads);
 }
 
+/// `[rows, cols]` of the matrices that [`backward`] borrows at most at a time on so many threads: dk and dv of every
+/// piece of a unit that is cut, and of as many whole units as there are threads.
+pub fn borrowed(shape: AttentionShape, segments: &[Range<usize>], threads: usize) -> Vec<[usize; 2]> {
+    let padded = shape.head_dim.next_multiple_of(PADDING);
+    let (mut sizes, mut whole) = (Vec::new(), Vec::new());
+    for unit in units(shape, segments) {
+        let size = [unit.segment.len(), padded];
+        match unit.pieces.len() {
+            1 => whole.push(size),
+            pieces => sizes.extend(std::iter::repeat_n(size, 2 * pieces)),
+        }
+    }
+    whole.sort_unstable_by(|a, b| b.cmp(a));
+    sizes.extend(whole.into_iter().take(threads).flat_map(|size| [size; 2]));
+    sizes
+}
+
 /// What backward reads.
 #[derive(Clone, Copy)]
 pub(super) struct Problem<'a> {

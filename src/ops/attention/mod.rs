@@ -35,7 +35,7 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
-pub use backward::{backward, Grads, Saved};
+pub use backward::{backward, borrowed, Grads, Saved};
 pub use cached::{cached_forward, CacheView};
 pub use forward::forward;
 

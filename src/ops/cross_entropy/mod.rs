@@ -82,8 +82,8 @@ pub fn forward_backward(
     Problem::new(head, hidden, targets, arena).run(token_loss, Some(Backward { scale, dhidden, dweight }))
 }
 
-/// Rows of a chunk for a vocabulary: about [`CHUNK_LOGITS`] logits, a multiple of 16, at least 32.
-fn chunk_rows(vocabulary: usize) -> usize {
+/// Rows of a chunk for a vocabulary: about 32 MB of logits, a multiple of 16, at least 32.
+pub fn chunk_rows(vocabulary: usize) -> usize {
     (CHUNK_LOGITS / vocabulary / 16 * 16).max(32)
 }
 
