@@ -6,7 +6,10 @@
 //! Within 1.2 ulp of the true value over the whole range, subnormal results included; exp(-∞) = 0, exp(∞) = ∞, NaN stays
 //! NaN, exp(0) = 1 exactly. The paths may differ in the last bit.
 
-use super::simd::{dispatch, Kernel, Vector};
+use super::simd::Vector;
+#[cfg(test)]
+use super::simd::{dispatch, Kernel};
+#[cfg(test)]
 use crate::device::CpuPath;
 
 const LOG2_E: f32 = std::f32::consts::LOG2_E;
