@@ -1,6 +1,6 @@
 //! `llamantino bench`: one measured figure as one JSON line, comparable with other tools on the same batches.
 
-use super::generate::ComputeArg;
+use super::model_args::ComputeArg;
 use super::output;
 use crate::bench::{self, ModelChoice, Shape, TrainBench};
 use crate::device;

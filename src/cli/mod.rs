@@ -3,13 +3,16 @@
 //! stdout carries data (generated text, JSON), stderr everything else. Reference for the arrangement: ripgrep, uv.
 
 pub mod bench;
+pub mod chat;
 pub mod completions;
 pub mod diff;
 pub mod doctor;
 pub mod generate;
 pub mod hub;
 pub mod import;
+pub mod interrupt;
 pub mod merge;
+pub mod model_args;
 pub mod output;
 pub mod plan;
 pub mod progress;
@@ -45,6 +48,8 @@ pub enum Command {
     Merge(merge::MergeArgs),
     /// Write what a tuned model changes in its base, or recover the model from that.
     Diff(diff::DiffArgs),
+    /// Talk with a model.
+    Chat(chat::ChatArgs),
     /// Complete a prompt.
     Generate(generate::GenerateArgs),
     /// Write a model in 4-bit NF4, once; later runs start from it at once.
@@ -81,6 +86,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
         Command::Doctor(args) => doctor::run(args),
         Command::Merge(args) => merge::run(args),
         Command::Diff(args) => diff::run(args),
+        Command::Chat(args) => chat::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Quantize(args) => quantize::run(args),
         Command::Import(args) => import::run(args),

@@ -1,15 +1,16 @@
 //! Data: files → documents → tokens → packed micro-batches.
 //!
-//! [`formats`] read records, [`tokenize`] makes tokens of them, [`corpus`] keeps them, [`load`] does the three in one
-//! go, [`pack`] and [`batch`] deal them out.
+//! [`formats`] read records, [`template`] writes conversations, [`tokenize`] makes tokens of them, [`corpus`] keeps them,
+//! [`load`] does the three in one go, [`pack`] and [`batch`] deal them out.
 
 pub mod batch;
 pub mod corpus;
 pub mod formats;
 pub mod load;
 pub mod pack;
+pub mod template;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod tokenize;
 
 use serde::{Deserialize, Serialize};

@@ -2,20 +2,23 @@
 //!
 //! Invariant: [`Tokenizer::encode_plain`] adds nothing to the text, never returns the id of a control token, whatever
 //! the text says, and never returns an id that the embedding has no row for. Only templates, which use
-//! [`Tokenizer::encode_template`], emit control tokens. The work is done by the `tokenizers` crate.
+//! [`Tokenizer::encode_marked`], emit control tokens. The work is done by the `tokenizers` crate.
 
 pub mod bytes;
 pub mod closed;
+pub mod sections;
 pub mod special;
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use rayon::prelude::*;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
 use bytes::{Alphabet, TokenBytes};
+use sections::{ControlToken, Prefixing};
 pub use special::{NamedToken, SpecialTokens};
 use special::{Oracle, TokenFiles};
 
@@ -23,6 +26,10 @@ use special::{Oracle, TokenFiles};
 pub struct Tokenizer {
     open: tokenizers::Tokenizer,
     plain: tokenizers::Tokenizer,
+    /// `plain` for text that continues a text: nothing is put before it. Made when first needed.
+    continuing: OnceLock<tokenizers::Tokenizer>,
+    prefixing: Prefixing,
+    controls: Vec<ControlToken>,
     special: SpecialTokens,
     closed: HashSet<u32>,
     unknown: Option<u32>,
@@ -72,6 +79,8 @@ impl Tokenizer {
         let alphabet = Alphabet::of(&json);
         let unknown = json["model"]["unk_token"].as_str().and_then(|name| open.token_to_id(name));
         let unknown = unknown.or_else(|| json["model"]["unk_id"].as_u64().map(|id| id as u32));
+        let controls = sections::control_tokens(&json, &named);
+        let prefixing = Prefixing::of(&json).map_err(|error| broken(&error))?;
         closed::close(&mut json, &named);
         let closed_json = serde_json::to_vec(&json).map_err(|error| broken(&error))?;
         let mut plain = tokenizers::Tokenizer::from_bytes(closed_json).map_err(|error| broken(&error))?;
@@ -86,6 +95,9 @@ impl Tokenizer {
             fingerprint: blake3::hash(&bytes),
             open,
             plain,
+            continuing: OnceLock::new(),
+            prefixing,
+            controls,
             special,
             warnings,
             path,
@@ -127,7 +139,12 @@ impl Tokenizer {
     /// # Errors
     /// Text that needs a token without an embedding.
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.plain.encode_fast(text, false).map_err(|error| self.encode_error(text, &error))?;
+        self.encode_closed(&self.plain, text)
+    }
+
+    /// The ids of text by `plain` or its sibling that puts nothing before it.
+    fn encode_closed(&self, tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>> {
+        let encoding = tokenizer.encode_fast(text, false).map_err(|error| self.encode_error(text, &error))?;
         let ids = encoding.get_ids().to_vec();
         // The unknown token is the one control token that text may give: where no other token covers a character.
         if let Some(id) = ids.iter().find(|&id| self.closed.contains(id) && Some(*id) != self.unknown) {
@@ -147,9 +164,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode_plain`].
     pub fn encode_template(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.open.encode_fast(text, false).map_err(|error| self.encode_error(text, &error))?;
-        self.check_embedding(text, encoding.get_ids())?;
-        Ok(encoding.get_ids().to_vec())
+        Ok(self.encode_marked(text, &self.find_controls(text), &[])?.ids)
     }
 
     fn check_embedding(&self, text: &str, ids: &[u32]) -> Result<()> {

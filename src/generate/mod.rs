@@ -3,7 +3,9 @@
 //! Sampling is candle-transformers' `LogitsProcessor`. The text is streamed in pieces that never cut a UTF-8 character:
 //! bytes of an unfinished character wait for the next token.
 
+pub mod chat;
 pub mod stream;
+mod trim;
 
 use crate::data::tokenize::Tokenizer;
 use crate::device::Compute;
@@ -12,6 +14,7 @@ use crate::model::{DoraScales, KvCache, Llama, Pass};
 use crate::ops::{Arena, ParamStore};
 use candle_core::{Device, Tensor};
 use candle_transformers::generation::{LogitsProcessor, Sampling};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use stream::TextStream;
 
@@ -82,7 +85,7 @@ pub enum Stop {
     Length,
     /// The model's context is full.
     ContextFull,
-    /// The receiver of the text asked to stop.
+    /// The receiver of the text asked to stop, or the flag of [`Generator::stop_when`] was raised.
     Asked,
 }
 
@@ -109,6 +112,7 @@ pub struct Generator {
     cache: KvCache,
     cached: Vec<u32>,
     stop_tokens: Vec<u32>,
+    stop_flag: Option<&'static AtomicBool>,
 }
 
 impl Generator {
@@ -119,12 +123,21 @@ impl Generator {
         let cache = KvCache::new(&model, context);
         let arena = Arena::new();
         let dora = model.dora_scales(&params, &arena);
-        Generator { model, params, dora, arena, compute, cache, cached: Vec::new(), stop_tokens }
+        Generator { model, params, dora, arena, compute, cache, cached: Vec::new(), stop_tokens, stop_flag: None }
     }
 
     /// Tokens that end an answer; at first the model's end-of-text tokens.
     pub fn set_stop_tokens(&mut self, ids: Vec<u32>) {
         self.stop_tokens = ids;
+    }
+
+    /// Stops generating, also while the prompt is read, once the flag is true; nobody here makes it false again.
+    pub fn stop_when(&mut self, flag: &'static AtomicBool) {
+        self.stop_flag = Some(flag);
+    }
+
+    fn asked_to_stop(&self) -> bool {
+        self.stop_flag.is_some_and(|flag| flag.load(Ordering::Relaxed))
     }
 
     /// Most tokens of a sequence.
@@ -160,14 +173,20 @@ impl Generator {
             .hint("shorten the prompt or raise --context"));
         }
         let start = Instant::now();
-        let mut logits = self.read(prompt)?;
+        let logits = self.read(prompt)?;
         let prompt_time = start.elapsed();
+        let Some(mut logits) = logits else {
+            return Ok(Generated { ids: Vec::new(), stop: Stop::Asked, prompt_time, decode_time: Duration::ZERO });
+        };
         let start = Instant::now();
         let mut processor = options.processor();
         let mut ids = Vec::new();
         let stop = loop {
             if ids.len() == options.max_tokens {
                 break Stop::Length;
+            }
+            if self.asked_to_stop() {
+                break Stop::Asked;
             }
             penalise(&mut logits, &self.cached, options.repeat_penalty);
             let next = sample(&mut processor, &logits)?;
@@ -186,16 +205,19 @@ impl Generator {
         Ok(Generated { ids, stop, prompt_time, decode_time: start.elapsed() })
     }
 
-    /// Brings the cache to `prompt` and returns the logits after it.
-    fn read(&mut self, prompt: &[u32]) -> Result<Vec<f32>> {
+    /// Brings the cache to `prompt` and returns the logits after it; none if asked to stop on the way.
+    fn read(&mut self, prompt: &[u32]) -> Result<Option<Vec<f32>>> {
         let shared = self.cached.iter().zip(prompt).take_while(|(a, b)| a == b).count().min(prompt.len() - 1);
         self.cache.truncate(shared);
         self.cached.truncate(shared);
         let mut logits = Vec::new();
         for chunk in prompt[shared..].chunks(PROMPT_CHUNK) {
+            if self.asked_to_stop() {
+                return Ok(None);
+            }
             logits = self.append(chunk)?;
         }
-        Ok(logits)
+        Ok(Some(logits))
     }
 
     fn append(&mut self, ids: &[u32]) -> Result<Vec<f32>> {

@@ -5,7 +5,7 @@ use super::hf_config::ModelConfig;
 use super::load::TensorSource;
 use super::weights::Checkpoint;
 use crate::data::tokenize::Tokenizer;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
 
 /// An open model: its configuration, its tensors, its tokenizer.
@@ -40,6 +40,20 @@ impl OpenModel {
         match &self.storage {
             Storage::Folder(checkpoint) => checkpoint,
             Storage::Gguf(gguf) => gguf.as_ref(),
+        }
+    }
+
+    /// Calls `read` with a folder that holds what describes the model: config, tokenizer, chat template.
+    ///
+    /// Errors: those of `read`; for a GGUF file, a temporary folder that cannot be written.
+    pub fn with_description<T>(&self, read: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+        match &self.storage {
+            Storage::Folder(_) => read(&self.path),
+            Storage::Gguf(gguf) => {
+                let folder = tempfile::tempdir().map_err(|e| Error::io(&std::env::temp_dir(), "write into", e))?;
+                gguf.write_description(folder.path())?;
+                read(folder.path()).map_err(|error| error.at(self.path.display()))
+            }
         }
     }
 

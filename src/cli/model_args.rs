@@ -1,0 +1,133 @@
+//! Arguments that every command with a running model shares: which model, and how it chooses tokens.
+
+use super::{hub, progress};
+use crate::adapter::peft;
+use crate::data::tokenize::Tokenizer;
+use crate::device::{self, Compute};
+use crate::error::{Error, Result};
+use crate::generate::{Generator, SamplingOptions};
+use crate::model::{self, LoadOptions, OpenModel};
+use clap::Args;
+use std::path::PathBuf;
+
+/// Which model, and how it is computed.
+#[derive(Debug, Clone, Args)]
+pub struct ModelArgs {
+    /// Model: a folder (safetensors; plain, merged or NF4), a GGUF file, or org/name[@revision] of the hub.
+    #[arg(long, value_name = "MODEL")]
+    pub model: String,
+    /// Adapter folder (PEFT files) to put on the model.
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// Tokens that the context holds (prompt and answer); default: what the model was made for, at most 4096.
+    #[arg(long)]
+    pub context: Option<usize>,
+    /// Operand format of the matrix products.
+    #[arg(long, value_enum, default_value = "f32")]
+    pub compute: ComputeArg,
+    /// Threads; default: one for each core.
+    #[arg(long)]
+    pub threads: Option<usize>,
+    /// Quantise the model to NF4 on load.
+    #[arg(long)]
+    pub nf4: bool,
+}
+
+/// [`Compute`] on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ComputeArg {
+    /// f32 operands.
+    F32,
+    /// bf16 operands, f32 accumulation.
+    Bf16,
+}
+
+impl From<ComputeArg> for Compute {
+    fn from(arg: ComputeArg) -> Compute {
+        match arg {
+            ComputeArg::F32 => Compute::F32,
+            ComputeArg::Bf16 => Compute::Bf16,
+        }
+    }
+}
+
+impl ModelArgs {
+    /// Sets the threads and opens the model, fetching it from the hub if need be.
+    ///
+    /// # Errors
+    /// Files that are missing or damaged.
+    pub fn open(&self) -> Result<OpenModel> {
+        device::set_threads(self.threads)?;
+        OpenModel::open(&hub::resolve(&self.model)?)
+    }
+
+    /// Loads model, adapter and tokenizer.
+    ///
+    /// # Errors
+    /// Files that are missing or do not fit together.
+    pub fn load(&self, opened: &OpenModel) -> Result<(Generator, Tokenizer)> {
+        let config = &opened.config;
+        let context = self.context.unwrap_or(config.max_position_embeddings.min(4096));
+        if context < 2 {
+            return Err(Error::usage(format!("--context {context}: expected at least 2")));
+        }
+        let adapter = self.adapter.as_deref().map(peft::read).transpose()?;
+        let mut options = LoadOptions::frozen(context);
+        options.quantize = self.nf4.then(Default::default);
+        options.lora = adapter.as_ref().map(|adapter| adapter.config.clone());
+        let bar = progress::counted(0, "loading");
+        let loaded = model::load(config, opened.source(), &options, &mut |done, total| {
+            bar.set_length(total as u64);
+            bar.set_position(done as u64);
+        });
+        bar.finish_and_clear();
+        let (mut model, mut params) = loaded?;
+        if let Some(adapter) = adapter {
+            adapter.apply(&mut model, &mut params)?;
+        }
+        let tokenizer = opened.tokenizer()?;
+        Ok((Generator::new(model, params, self.compute.into(), context), tokenizer))
+    }
+}
+
+/// How tokens are chosen. The defaults of some are the command's.
+#[derive(Debug, Clone, Args)]
+pub struct SamplingArgs {
+    /// Most tokens to generate [default: 256; in a chat 512]
+    #[arg(long)]
+    pub max_tokens: Option<usize>,
+    /// 0 is greedy; higher is more varied [default: 0; in a chat 0.7]
+    #[arg(long)]
+    pub temperature: Option<f64>,
+    /// Choose among the smallest set of tokens with this probability [default: 1; in a chat 0.9]
+    #[arg(long)]
+    pub top_p: Option<f64>,
+    /// Choose among the k most probable tokens.
+    #[arg(long)]
+    pub top_k: Option<usize>,
+    /// Above 1: tokens that occurred already become less probable.
+    #[arg(long, default_value_t = 1.0)]
+    pub repeat_penalty: f32,
+    /// Names the random draws: the same seed gives the same text.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
+
+impl SamplingArgs {
+    /// The options; `default` fills in what was not given.
+    ///
+    /// # Errors
+    /// Values that make no sense (usage).
+    pub fn options(&self, default: &SamplingOptions) -> Result<SamplingOptions> {
+        let options = SamplingOptions {
+            temperature: self.temperature.unwrap_or(default.temperature),
+            top_p: self.top_p.or(default.top_p),
+            top_k: self.top_k.or(default.top_k),
+            seed: self.seed,
+            repeat_penalty: self.repeat_penalty,
+            max_tokens: self.max_tokens.unwrap_or(default.max_tokens),
+        };
+        options.validate()?;
+        Ok(options)
+    }
+}
