@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use super::corpus::TokenizedCorpus;
 use super::formats::{self, BadLines, Reader, Record};
 use super::tokenize::Tokenizer;
-use super::TextDataConfig;
+use super::DataConfig;
 use crate::error::{Error, Result};
 
 /// Text tokenised at a time: enough for all threads, little beside the corpus.
@@ -61,10 +61,13 @@ pub fn is_held_out(text: &str, fraction: f64) -> bool {
 /// Unreadable files, more bad lines than allowed, text without embeddings, nothing to train on, or nothing held out
 /// although it was asked for.
 pub fn load_text(
-    config: &TextDataConfig,
+    config: &DataConfig,
     tokenizer: &Tokenizer,
     progress: &mut dyn FnMut(&DataReport),
 ) -> Result<TextData> {
+    if !config.source.is_empty() {
+        return Err(Error::usage("several sources ([[data.source]]) cannot be read yet"));
+    }
     let held_files = formats::find_files(&config.held_out_files)?;
     let mut files = formats::find_files(&config.paths)?;
     let identity = |file: &PathBuf| file.canonicalize().unwrap_or_else(|_| file.clone());
@@ -139,7 +142,7 @@ impl Loader<'_> {
         Ok(())
     }
 
-    fn finish(self, config: &TextDataConfig) -> Result<TextData> {
+    fn finish(self, config: &DataConfig) -> Result<TextData> {
         let Loader { train, held_out, report, .. } = self;
         let account = format!(
             "{} file(s), {} held-out document(s), {} without tokens, {} unusable line(s)",

@@ -3,7 +3,7 @@
 use super::TrainingConfig;
 use crate::adapter::LoraConfig;
 use crate::config::{self, Problems, Section};
-use crate::data::TextDataConfig;
+use crate::data::DataConfig;
 use crate::error::Result;
 use crate::export::full::SaveDtype;
 use crate::model::Method;
@@ -41,7 +41,7 @@ pub struct RunConfig {
     /// The adapters.
     pub lora: LoraConfig,
     /// Training text and what is held out of it.
-    pub data: TextDataConfig,
+    pub data: DataConfig,
     /// Steps, batches, memory, evaluation.
     pub training: TrainingConfig,
     /// Update rule and peak learning rate.
@@ -83,7 +83,7 @@ impl Default for RunConfig {
             train_embeddings: false,
             quantization: QuantConfig::default(),
             lora: LoraConfig::default(),
-            data: TextDataConfig::default(),
+            data: DataConfig::default(),
             training: TrainingConfig::default(),
             optimizer: OptimizerConfig::default(),
             schedule: ScheduleConfig::default(),
@@ -96,6 +96,7 @@ impl Section for RunConfig {
     fn example() -> RunConfig {
         RunConfig {
             adapter: Some(PathBuf::from("adapter")),
+            data: DataConfig::example(),
             optimizer: OptimizerConfig { embedding_learning_rate: Some(1e-5), ..OptimizerConfig::default() },
             schedule: ScheduleConfig { warmup_steps: Some(1), ..ScheduleConfig::default() },
             evaluation: vec![EvaluationConfig::default()],

@@ -16,7 +16,7 @@ use crate::data::batch::{evaluation_batches, BatchCursor, BatchSettings, Batches
 use crate::data::corpus::TokenizedCorpus;
 use crate::data::load::{load_text, TextData};
 use crate::data::tokenize::Tokenizer;
-use crate::data::TextDataConfig;
+use crate::data::DataConfig;
 use crate::device;
 use crate::error::{Error, Result};
 use crate::model::random::RandomWeights;
@@ -46,7 +46,7 @@ impl Corpora {
         }
         let mut sets: Vec<(String, TokenizedCorpus)> = held_out.into_iter().map(|c| ("held-out".into(), c)).collect();
         for set in &config.evaluation {
-            let section = TextDataConfig { paths: set.paths.clone(), ..TextDataConfig::default() };
+            let section = DataConfig::of_paths(&set.paths);
             sets.push((set.name.clone(), load_text(&section, tokenizer, &mut |_| {})?.train));
         }
         for (name, corpus) in [("training", &train)].into_iter().chain(sets.iter().map(|(n, c)| (n.as_str(), c))) {

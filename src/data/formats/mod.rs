@@ -74,6 +74,11 @@ pub struct Reader {
     failed: bool,
 }
 
+/// Names of all formats.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    FORMATS.iter().map(|format| format.name)
+}
+
 /// The format of that name; `auto` gives none.
 ///
 /// # Errors

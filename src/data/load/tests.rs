@@ -15,8 +15,8 @@ fn texts(count: usize) -> Vec<String> {
     (0..count).map(|i| format!("dio di città {}", "a ".repeat(i % 50) + &i.to_string())).collect()
 }
 
-fn config(paths: &[String]) -> TextDataConfig {
-    TextDataConfig { paths: paths.to_vec(), ..TextDataConfig::default() }
+fn config(paths: &[String]) -> DataConfig {
+    DataConfig::of_paths(paths)
 }
 
 fn documents(corpus: &TokenizedCorpus) -> HashSet<Vec<u32>> {
@@ -32,7 +32,7 @@ fn the_split_is_by_content_and_near_its_fraction() {
     let reversed = write(folder.path(), "b.jsonl", &lines);
     let tokenizer = metaspace_folder().load();
     let load = |path: &str| {
-        let config = TextDataConfig { held_out_fraction: 0.1, ..config(&[path.to_owned()]) };
+        let config = DataConfig { held_out_fraction: 0.1, ..config(&[path.to_owned()]) };
         load_text(&config, &tokenizer, &mut |_| ()).unwrap()
     };
     let (data, again) = (load(&path), load(&reversed));
@@ -63,13 +63,13 @@ fn nothing_to_train_on_or_to_measure_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let tokenizer = metaspace_folder().load();
     let empty = write(folder.path(), "empty.jsonl", &[]);
-    let load = |config: &TextDataConfig| load_text(config, &tokenizer, &mut |_| ());
+    let load = |config: &DataConfig| load_text(config, &tokenizer, &mut |_| ());
     let error = load(&config(std::slice::from_ref(&empty))).unwrap_err();
     assert!(error.message().contains("no text to train on (1 file(s)"), "{error}");
     let some = write(folder.path(), "some.jsonl", &texts(3));
-    let all_held = TextDataConfig { held_out_files: vec![some.clone()], ..config(std::slice::from_ref(&some)) };
+    let all_held = DataConfig { held_out_files: vec![some.clone()], ..config(std::slice::from_ref(&some)) };
     assert!(load(&all_held).unwrap_err().message().contains("no text to train on"));
-    let none_held = TextDataConfig { held_out_fraction: 1e-9, ..config(std::slice::from_ref(&some)) };
+    let none_held = DataConfig { held_out_fraction: 1e-9, ..config(std::slice::from_ref(&some)) };
     assert!(load(&none_held).unwrap_err().message().contains("no held-out document among 3"));
     assert!(load(&config(&["/no/such/place".into()])).unwrap_err().message().contains("no such file or folder"));
 }
@@ -79,9 +79,13 @@ fn the_section_finds_its_own_mistakes() {
     #[derive(Default, serde::Serialize, serde::Deserialize)]
     #[serde(default)]
     struct Whole {
-        data: TextDataConfig,
+        data: DataConfig,
     }
     impl Section for Whole {
+        fn example() -> Whole {
+            Whole { data: DataConfig::example() }
+        }
+
         fn check(&self, problems: &mut Problems) {
             problems.section("data", &self.data);
         }

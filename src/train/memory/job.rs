@@ -83,9 +83,7 @@ impl Job {
             method: config.method,
             recompute: config.training.recompute,
             optimizer: config.optimizer.kind,
-            evaluates: config.data.held_out_fraction > 0.0
-                || !config.data.held_out_files.is_empty()
-                || !config.evaluation.is_empty(),
+            evaluates: config.data.holds_out() || !config.evaluation.is_empty(),
             quantization: (config.method == Method::Qlora || model.quantized).then_some(config.quantization),
             stored_bytes: match model.dtype {
                 _ if config.from_scratch => 4,

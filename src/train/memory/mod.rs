@@ -19,7 +19,7 @@ use super::config::RunConfig;
 use super::recompute::Recompute;
 use super::run::Observer;
 use crate::adapter::peft;
-use crate::data::{formats, TextDataConfig};
+use crate::data::formats;
 use crate::device;
 use crate::error::{Error, Result};
 use crate::model::{gguf, Keep, Method, ModelConfig};
@@ -315,8 +315,8 @@ impl Situation {
 
 /// Memory of the tokens of all text of a run, from the sizes of its files; 0 for what cannot be found.
 fn text_bytes(config: &RunConfig) -> u64 {
-    let held_out = TextDataConfig { paths: config.data.held_out_files.clone(), ..TextDataConfig::default() };
-    let sets = [&config.data.paths, &held_out.paths].into_iter().chain(config.evaluation.iter().map(|set| &set.paths));
+    let own = config.data.all_paths();
+    let sets = [&own].into_iter().chain(config.evaluation.iter().map(|set| &set.paths));
     let files = sets.flat_map(|paths| formats::find_files(paths).unwrap_or_default());
     let bytes: u64 = files
         .map(|file| {
