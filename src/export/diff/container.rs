@@ -6,7 +6,7 @@
 use super::files::read_header;
 use super::{hash, update, Manifest};
 use crate::error::{Error, Result};
-use crate::export::safetensors::PartialFile;
+use crate::export::safetensors::{sync_folder, PartialFile};
 use crate::model::{Checkpoint, RawTensor, StoredDtype};
 use serde_json::{json, Map, Value};
 use std::fs::File;
@@ -101,7 +101,9 @@ impl DiffWriter {
         }
         manifest.payloads.keys().try_for_each(|name| written.payload(name).map(drop))?;
         drop(written);
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         self.partial.keep()?;
+        sync_folder(folder)?;
         Ok(header.len() as u64 + self.position)
     }
 }
