@@ -106,6 +106,42 @@ fn an_adapter_can_be_continued() {
 }
 
 #[test]
+fn a_chain_of_stages_is_planned_run_and_summed_up() {
+    let folder = workspace();
+    let root = folder.path();
+    let stages = "[[stage]]\nname = \"adapt\"\n[[stage]]\nname = \"chat\"\nfrom = \"merge\"\nkeep_merged = false\n\
+                  [stage.training]\nsteps = 4\n";
+    configuration(root, "chain", stages);
+    let plan = succeed(root, &["plan", "chain.toml", "--json", "--no-time", "--set", "stage.chat.training.steps=3"]);
+    let plan: serde_json::Value = serde_json::from_str(&plan).unwrap();
+    let named: Vec<_> = plan["stages"].as_array().unwrap().iter().map(|stage| stage["stage"].clone()).collect();
+    assert_eq!(named, ["adapt", "chat"]);
+    assert_eq!(plan["stages"][1]["plan"]["amount"]["steps"], 3);
+    let table = succeed(root, &["plan", "chain.toml", "--no-time", "--stage", "adapt"]);
+    assert!(table.contains("stage adapt") && !table.contains("stage chat"), "{table}");
+
+    let message = fail(root, &["train", "chain.toml", "--stage", "chatt"], 2);
+    assert!(message.contains("--stage chatt: there is no such stage") && message.contains("did you mean chat?"));
+    succeed(root, &["train", "chain.toml", "--stage", "adapt"]);
+    let output = run(root, &["train", "chain.toml"]);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    for part in
+        ["stage 1 of 2: adapt (runs/chain/1-adapt)", "stage adapt is finished", "stage 2 of 2: chat", "removed "]
+    {
+        assert!(text.contains(part), "{part} is not in:\n{text}");
+    }
+    let table: Vec<&str> = text.lines().skip_while(|line| !line.starts_with("stage  ")).collect();
+    assert!(
+        table[0].contains("bits per byte") && table[1].starts_with("adapt") && table[2].starts_with("chat"),
+        "{text}"
+    );
+    assert!(table[1].contains("held-out") && table[1].contains(" → "), "{text}");
+    let message = fail(root, &["train", "chain.toml", "--set", "stage.adapt.seed=9"], 2);
+    assert!(message.contains("stage adapt: ") && message.contains("seed: 7 then, 9 now"), "{message}");
+}
+
+#[test]
 fn trained_embeddings_are_saved_merged_and_continued() {
     let folder = workspace();
     let root = folder.path();

@@ -14,7 +14,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
-use tiny_run::{assert_same, outcome, Numbers, Tiny};
+use tiny_run::{assert_same, chain, outcome, Numbers, Tiny};
 
 fn train(tiny: &Tiny, config: &RunConfig) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_llamantino"));
@@ -142,6 +142,47 @@ fn killed_at_random_instants_a_run_ends_with_the_same_bits() {
         assert_no_leftovers(&config.folder());
     }
     assert!(kills < 10 || restarts_from_checkpoint > 0, "no kill fell into the steps");
+}
+
+#[test]
+fn a_chain_killed_at_random_instants_ends_with_the_same_bits() {
+    let tiny = Tiny::new();
+    let start = |name: &str| {
+        let recipe = chain::recipe(&tiny, name);
+        let path = tiny.path(&format!("{name}.toml"));
+        fs::write(&path, recipe.to_toml().unwrap()).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_llamantino"));
+        command.arg("train").arg(path).current_dir(tiny.place.path());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        (recipe, command)
+    };
+    let (whole, mut command) = start("whole");
+    let begin = Instant::now();
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let (duration, expected) = (begin.elapsed(), chain::outcomes(&whole));
+    let (kills, seed) = (environment("LLAMANTINO_KILLS", 12), environment("LLAMANTINO_SEED", 1));
+    let mut numbers = Numbers(seed);
+    let (mut done, mut runs) = (0, 0);
+    while done < kills {
+        runs += 1;
+        let (recipe, mut command) = start(&format!("killed-{runs}"));
+        loop {
+            let mut child = command.spawn().unwrap();
+            std::thread::sleep(duration.mul_f64((numbers.next() >> 11) as f64 / (1u64 << 53) as f64));
+            if child.try_wait().unwrap().is_none() && done < kills {
+                child.kill().unwrap();
+            }
+            let output = child.wait_with_output().unwrap();
+            if output.status.signal() == Some(libc::SIGKILL) {
+                done += 1;
+                continue;
+            }
+            assert!(output.status.success(), "run {runs}, seed {seed}: {}", stderr(&output));
+            break;
+        }
+        assert_same(&chain::outcomes(&recipe), &expected, &format!("chain {runs}, seed {seed}"));
+    }
 }
 
 fn assert_no_leftovers(folder: &Path) {

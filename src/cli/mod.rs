@@ -3,6 +3,7 @@
 //! stdout carries data (generated text, JSON), stderr everything else. Reference for the arrangement: ripgrep, uv.
 
 pub mod bench;
+pub mod chain;
 pub mod chat;
 pub mod completions;
 pub mod diff;

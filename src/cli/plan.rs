@@ -9,6 +9,7 @@ use crate::train::config::RunConfig;
 use crate::train::memory::amount::{self, Amount};
 use crate::train::memory::{self, gpu, shown, time, Parts, Plan, Situation};
 use crate::train::recompute::Recompute;
+use crate::train::stages::{Recipe, Stage};
 use clap::Args;
 use serde_json::{json, Value};
 use std::fmt::Write;
@@ -24,6 +25,9 @@ pub struct PlanArgs {
     /// Replace a value of the configuration, e.g. `lora.r=32`; may be given again.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
+    /// Of a chain of stages, plan those up to this one.
+    #[arg(long, value_name = "NAME")]
+    pub stage: Option<String>,
     /// Leave the text alone: no count of steps and tokens from it.
     #[arg(long)]
     pub no_data: bool,
@@ -49,36 +53,39 @@ struct Outlook {
 
 /// Runs `plan`.
 pub fn run(args: PlanArgs) -> Result<()> {
-    let mut config: RunConfig = config::load_file(&args.config, &args.overrides)?;
-    config.model = hub::resolve_local(&config.model)?.to_string_lossy().into_owned();
-    device::set_threads(Some(config.training.threads).filter(|threads| *threads > 0))?;
-    let situation = Situation::of(&config)?;
-    let plan = situation.plan();
-    let amount = match args.no_data {
-        true => None,
-        false => amount::of_text(&config, situation.model.vocab_size).map(Some).unwrap_or_else(|error| {
-            output::warning(&format!("steps are not counted: {error}"));
-            None
-        }),
-    };
-    let speed = (!args.no_time).then(|| {
-        let rate = time::measured_rate(&situation.job);
-        (rate, time::seconds_per_token(&situation.job, &plan.keep, rate))
-    });
-    let keep = if situation.job.recompute == Recompute::On { Keep::Input } else { Keep::Light };
-    let outlook = Outlook {
-        gpu: gpu::parts(&situation.job, keep),
-        largest: largest(&situation),
-        amount: amount.or_else(|| amount::of_steps(&config)),
-        speed,
-        plan,
-        situation,
-    };
-    match args.json {
-        true => output::data(&format!("{}\n", outlook.json())),
-        false => output::data(&outlook.table(&config)),
+    let mut recipe: Recipe = config::load_file(&args.config, &args.overrides)?;
+    let wanted = recipe.stages_up_to(args.stage.as_deref())?;
+    recipe.run.model = hub::resolve_local(&recipe.run.model)?.to_string_lossy().into_owned();
+    device::set_threads(Some(recipe.run.training.threads).filter(|threads| *threads > 0))?;
+    if recipe.stage.is_empty() {
+        let outlook = Outlook::of(&recipe.run, &args, &mut None)?;
+        match args.json {
+            true => output::data(&format!("{}\n", outlook.json())),
+            false => output::data(&outlook.table(&recipe.run)),
+        }
+        return memory::check(&recipe.run, &outlook.situation, &outlook.plan);
     }
-    memory::check(&config, &outlook.situation, &outlook.plan)
+    let stages = recipe.stages()?;
+    let mut rate = None;
+    let mut outlooks = Vec::with_capacity(wanted.len());
+    for stage in wanted.iter().map(|&index| &stages[index]) {
+        let outlook = Outlook::of(&stage.planned, &args, &mut rate);
+        outlooks.push((stage, outlook.map_err(|error| error.at(format_args!("stage {}", stage.name)))?));
+    }
+    match args.json {
+        true => {
+            let named = |(stage, outlook): &(&Stage, Outlook)| json!({"stage": stage.name, "plan": outlook.json()});
+            let stages: Vec<Value> = outlooks.iter().map(named).collect();
+            output::data(&format!("{}\n", json!({ "stages": stages })));
+        }
+        false => outlooks.iter().for_each(|(stage, outlook)| {
+            output::data(&format!("stage {}\n{}\n", stage.name, outlook.table(&stage.planned)));
+        }),
+    }
+    outlooks.iter().try_for_each(|(stage, outlook)| {
+        memory::check(&stage.planned, &outlook.situation, &outlook.plan)
+            .map_err(|error| error.at(format_args!("stage {}", stage.name)))
+    })
 }
 
 /// The largest micro-batches of some lengths around the configured one.
@@ -95,6 +102,32 @@ fn largest(situation: &Situation) -> Vec<(usize, usize, usize)> {
 }
 
 impl Outlook {
+    /// Plans a run. `rate`, the operations a second of this machine, is measured once.
+    fn of(config: &RunConfig, args: &PlanArgs, rate: &mut Option<f64>) -> Result<Outlook> {
+        let situation = Situation::of(config)?;
+        let plan = situation.plan();
+        let amount = match args.no_data {
+            true => None,
+            false => amount::of_text(config, situation.model.vocab_size).map(Some).unwrap_or_else(|error| {
+                output::warning(&format!("steps are not counted: {error}"));
+                None
+            }),
+        };
+        let speed = (!args.no_time).then(|| {
+            let rate = *rate.get_or_insert_with(|| time::measured_rate(&situation.job));
+            (rate, time::seconds_per_token(&situation.job, &plan.keep, rate))
+        });
+        let keep = if situation.job.recompute == Recompute::On { Keep::Input } else { Keep::Light };
+        Ok(Outlook {
+            gpu: gpu::parts(&situation.job, keep),
+            largest: largest(&situation),
+            amount: amount.or_else(|| amount::of_steps(config)),
+            speed,
+            plan,
+            situation,
+        })
+    }
+
     fn table(&self, config: &RunConfig) -> String {
         let Situation { job, model, budget, .. } = &self.situation;
         let mut text = String::new();

@@ -1,6 +1,6 @@
 //! `llamantino train`: runs a configuration and shows how it goes.
 
-use super::{hub, output, progress, quickstart};
+use super::{chain, hub, output, progress, quickstart};
 use crate::config;
 use crate::device;
 use crate::error::{Error, ErrorKind, Result};
@@ -10,6 +10,7 @@ use crate::train::folder::Beginning;
 use crate::train::metrics::{EvalRow, StepRow};
 use crate::train::run::{self, Observer, RunOptions, RunSummary};
 use crate::train::signals;
+use crate::train::stages::{self, ChainObserver, Recipe, Stage};
 use clap::Args;
 use indicatif::ProgressBar;
 use std::path::PathBuf;
@@ -17,7 +18,8 @@ use std::path::PathBuf;
 /// Arguments of `train`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  llamantino train\n  llamantino train configs/stories260k-italian.toml\n  \
-    llamantino train my.toml --set training.steps=200 --set lora.r=32")]
+    llamantino train my.toml --set training.steps=200 --set lora.r=32\n  \
+    llamantino train configs/llamantino.toml --set stage.adapt.training.steps=5000 --stage adapt")]
 pub struct TrainArgs {
     /// The run's configuration (TOML). Without it: the bundled quickstart, unpacked into `llamantino-quickstart`.
     pub config: Option<PathBuf>,
@@ -28,9 +30,12 @@ pub struct TrainArgs {
     /// missing one is started.
     #[arg(long, conflicts_with = "fresh")]
     pub resume: bool,
-    /// Start over; an existing run of this name is kept under another name.
+    /// Start over; an existing run of this name is kept under another name. With --stage, only that stage starts over.
     #[arg(long)]
     pub fresh: bool,
+    /// Of a chain of stages, run up to this one; finished ones are not run again.
+    #[arg(long, value_name = "NAME")]
+    pub stage: Option<String>,
     /// Resume although settings changed that do not change what is trained (how often to save or measure, how long, ...).
     #[arg(long)]
     pub allow_config_change: bool,
@@ -39,9 +44,10 @@ pub struct TrainArgs {
 /// Runs `train`.
 pub fn run(args: TrainArgs) -> Result<()> {
     let path = args.config.clone().map_or_else(quickstart::unpack, Ok)?;
-    let mut config: RunConfig = config::load_file(&path, &args.overrides)?;
-    config.model = model_folder(&config.model)?;
-    device::set_threads(Some(config.training.threads).filter(|threads| *threads > 0))?;
+    let mut recipe: Recipe = config::load_file(&path, &args.overrides)?;
+    recipe.stages_up_to(args.stage.as_deref())?;
+    recipe.run.model = model_folder(&recipe.run.model)?;
+    device::set_threads(Some(recipe.run.training.threads).filter(|threads| *threads > 0))?;
     signals::install();
     let mut screen = Screen::default();
     let beginning = match (args.resume, args.fresh) {
@@ -54,10 +60,26 @@ pub fn run(args: TrainArgs) -> Result<()> {
         allow_config_change: args.allow_config_change,
         stop: &|_| signals::requested().map(|signal| signal.name().to_string()),
     };
+    if !recipe.stage.is_empty() {
+        let result = stages::run_chain(&recipe, args.stage.as_deref(), &options, &mut screen);
+        screen.finish();
+        let done = result.map_err(|error| with_command(error, &args))?;
+        output::note(&chain::table(&done));
+        done.last().into_iter().for_each(|(stage, summary)| show_next(&stage.config, summary));
+        return Ok(());
+    }
+    let config = recipe.run;
     let result = run::run(&config, &options, &mut screen);
     screen.finish();
     let summary = result.map_err(|error| with_command(error, &args))?;
-    show_summary(&config, &summary, args.config.is_none())
+    show_summary(&summary);
+    match args.config {
+        None => quickstart::show(&config, &summary),
+        Some(_) => {
+            show_next(&config, &summary);
+            Ok(())
+        }
+    }
 }
 
 /// The folder of the model that the configuration names, fetched from the hub if need be.
@@ -77,6 +99,9 @@ fn with_command(error: Error, args: &TrainArgs) -> Error {
     }
     let config = args.config.as_ref().map_or(String::new(), |path| format!(" {}", quoted(&path.to_string_lossy())));
     let mut command = format!("llamantino train{config}");
+    if let Some(stage) = &args.stage {
+        command += &format!(" --stage {}", quoted(stage));
+    }
     for given in &args.overrides {
         command += &format!(" --set {}", quoted(given));
     }
@@ -107,6 +132,7 @@ impl Screen {
         }
     }
 
+    /// The end of a run: the next one has bars of its own.
     fn finish(&mut self) {
         self.end_phase();
         if let Some(bar) = self.steps.take() {
@@ -180,7 +206,20 @@ impl Observer for Screen {
     }
 }
 
-fn show_summary(config: &RunConfig, summary: &RunSummary, quickstart: bool) -> Result<()> {
+impl ChainObserver for Screen {
+    fn begin(&mut self, number: usize, total: usize, stage: &Stage) {
+        self.finish();
+        self.line(&format!("\nstage {number} of {total}: {} ({})", stage.name, stage.folder().display()));
+    }
+
+    fn end(&mut self, _: &Stage, summary: &RunSummary) {
+        self.finish();
+        show_summary(summary);
+    }
+}
+
+/// How the run went.
+fn show_summary(summary: &RunSummary) {
     let speed = summary.tokens as f64 / summary.seconds.max(1e-9);
     output::note(&format!(
         "\n{} steps, {} tokens in {:.0} s ({speed:.0} tok/s), peak memory {} MiB",
@@ -195,9 +234,10 @@ fn show_summary(config: &RunConfig, summary: &RunSummary, quickstart: bool) -> R
             first.set, first.bits_per_byte, last.bits_per_byte, first.perplexity, last.perplexity
         ));
     }
-    if quickstart {
-        return quickstart::show(config, summary);
-    }
+}
+
+/// The commands that use the result.
+fn show_next(config: &RunConfig, summary: &RunSummary) {
     let result = summary.result.display();
     let model = &config.model;
     output::note(&match config.method {
@@ -210,5 +250,4 @@ fn show_summary(config: &RunConfig, summary: &RunSummary, quickstart: bool) -> R
             summary.folder.display()
         ),
     });
-    Ok(())
 }

@@ -2,7 +2,8 @@
 //!
 //! A configuration is made of [`Section`]s, flat structs that live beside what they configure. [`load`] finds, in one
 //! pass: syntax errors, unknown keys (with the nearest valid one), values of a wrong type and values out of range, each
-//! with `file:line`. All of them are usage errors. Nothing but the text and the overrides decides the result.
+//! with `file:line`. All of them are usage errors. Nothing but the text, the files that it extends and the overrides decides
+//! the result.
 //!
 //! Which keys exist is read off an example value in which every key is present, so that a key is declared once, as a
 //! field. Which type a key has is asked of serde, one key at a time, which is what lets all mistakes be listed.
@@ -19,7 +20,8 @@ use toml::{Table, Value};
 
 use crate::error::{Error, Result};
 use nearest::nearest;
-use toml_file::{join, TomlFile};
+pub use toml_file::overlay;
+use toml_file::{join, TomlFile, EXTENDS};
 
 /// A group of settings, or a whole configuration made of such groups.
 ///
@@ -101,12 +103,13 @@ pub fn load_file<C: Section>(path: &Path, overrides: &[String]) -> Result<C> {
 }
 
 /// Makes a configuration of TOML text and overrides `a.b=value`, applied in order. A value that is not TOML, or any
-/// value for a key that holds text, is taken as text without quotes; `a.0.b` names an entry of a list of sections.
+/// value for a key that holds text, is taken as text without quotes; `a.0.b` names an entry of a list of sections by its
+/// number, `a.x.b` by its `name`.
 ///
 /// # Errors
 /// Usage, with all problems, one line each.
 pub fn load<C: Section>(text: &str, origin: &Path, overrides: &[String]) -> Result<C> {
-    let mut file = match TomlFile::parse(text, origin) {
+    let mut file = match TomlFile::parse_extended(text, origin) {
         Ok(file) => file,
         Err(lines) => return Err(problem_list(lines)),
     };
@@ -205,16 +208,6 @@ fn find<'a>(example: &'a Table, path: &[&str]) -> Option<&'a Value> {
     }
 }
 
-/// Puts `over` on top of `under`, table by table; lists are replaced whole.
-fn overlay(under: &mut Table, over: Table) {
-    for (key, value) in over {
-        match (under.get_mut(&key), value) {
-            (Some(Value::Table(under)), Value::Table(over)) => overlay(under, over),
-            (_, value) => drop(under.insert(key, value)),
-        }
-    }
-}
-
 /// Goes through the user's tree key by key and keeps what is right.
 struct Sieve<'a, F> {
     example: &'a Table,
@@ -308,7 +301,12 @@ impl<F: Fn(Table) -> Option<String>> Sieve<'_, F> {
     fn unknown(&mut self, key: &str, valid: &Table, path: &[Step]) {
         let mut elsewhere = Vec::new();
         places_of(self.example, key, "", &mut elsewhere);
-        let advice = match (nearest(key, valid.keys().map(String::as_str)), elsewhere.first()) {
+        // In the same section of the file if it is there too, and as little deep as possible.
+        let section = path.first().map(|step| dotted(std::slice::from_ref(step)) + ".").unwrap_or_default();
+        let other = elsewhere.iter().min_by_key(|other| (!other.starts_with(&section), other.matches('.').count()));
+        let at_the_top = (path.len() == 1).then_some(EXTENDS);
+        let near = nearest(key, valid.keys().map(String::as_str).chain(at_the_top));
+        let advice = match (near, other) {
             (Some(near), _) => format!(" (did you mean `{near}`?)"),
             (None, Some(other)) => format!(" (did you mean `{other}`?)"),
             (None, None) => {

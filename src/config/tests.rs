@@ -217,3 +217,69 @@ fn an_absent_file_is_a_usage_error() {
     let error = load_file::<Whole>(Path::new("/no/such/file.toml"), &[]).unwrap_err();
     assert!(error.exit_code() == 2 && error.message().contains("/no/such/file.toml"), "{error}");
 }
+
+#[test]
+fn a_file_on_top_of_others_keeps_what_it_does_not_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    std::fs::create_dir(folder.path().join("family")).unwrap();
+    write("family/bottom.toml", "name = \"bottom\"\nseed = 1\n[optimizer]\nweight_decay = 0.5\nwarmup_steps = \"x\"\n");
+    write(
+        "family/middle.toml",
+        "extends = \"bottom.toml\"\nname = \"middle\"\n[[stage]]\nname = \"uno\"\nsteps = 5000\n",
+    );
+    write("top.toml", "extends = \"family/middle.toml\"\n[optimizer]\nlearning_rate = 3.0\nwarmup_steps = 2\n");
+    let top = folder.path().join("top.toml");
+    let load = |overrides: &[&str]| {
+        load_file::<Whole>(&top, &overrides.iter().map(|&text| text.to_owned()).collect::<Vec<_>>())
+    };
+    let config = load(&["stage.uno.steps=3"]).unwrap();
+    assert_eq!((config.name.as_str(), config.seed, config.stage[0].steps), ("middle", 1, 3));
+    let expected = Optimizer { learning_rate: 3.0, weight_decay: 0.5, warmup_steps: Some(2) };
+    assert_eq!(config.optimizer, expected);
+
+    // A problem is shown in the file that it stands in; a replaced list is not.
+    let error = load(&["optimizer.warmup_steps=7"]).unwrap_err();
+    assert_eq!(
+        error.message(),
+        format!(
+            "{}:5: stage[0].steps: expected at most 1000, found 5000",
+            folder.path().join("family/middle.toml").display()
+        )
+    );
+    write("top.toml", "extends = \"family/middle.toml\"\nsede = 1\n[[stage]]\nsteps = 7000\n");
+    let error = load(&[]).unwrap_err();
+    for part in [
+        "top.toml:2: sede: unknown key (did you mean `seed`?)",
+        "top.toml:4: stage[0].steps: expected at most 1000, found 7000",
+        "bottom.toml:5: optimizer.warmup_steps: expected a whole number",
+    ] {
+        assert!(error.message().contains(part), "{part}\n{error}");
+    }
+}
+
+#[test]
+fn a_file_that_extends_itself_or_nothing_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (a, b) = (folder.path().join("a.toml"), folder.path().join("b.toml"));
+    std::fs::write(&a, "extends = \"b.toml\"\n").unwrap();
+    for (text, part) in [
+        ("seed = 1\nextends = \"a.toml\"\n", "b.toml:2: extends: "),
+        ("extends = \"c.toml\"\n", "c.toml: cannot read the configuration"),
+        ("extends = 3\n", "b.toml:1: extends: expected the path of a configuration, found 3"),
+        ("seed = \n", "b.toml:1: "),
+    ] {
+        std::fs::write(&b, text).unwrap();
+        let error = load_file::<Whole>(&a, &[]).unwrap_err();
+        assert!(error.exit_code() == 2 && error.message().contains(part), "{part}\n{error}");
+    }
+    let error = parse("extend = \"x\"\n", &[]).unwrap_err();
+    assert!(error.message().contains("did you mean `extends`?"), "{error}");
+}
+
+#[test]
+fn entries_of_a_list_are_named_by_number_or_name() {
+    assert_eq!(parse(GOOD, &["stage.due.steps=9"]).unwrap().stage[1].steps, 9);
+    let error = parse(GOOD, &["stage.tre.steps=9"]).unwrap_err();
+    assert!(error.message().contains("stage has no entry named tre (there: uno, due)"), "{error}");
+}

@@ -1,11 +1,13 @@
 //! What changed in a configuration since a run was started, and whether the run can go on with it.
 //!
 //! A key is harmless if no bit of what is trained depends on it. `model` and `data.paths` are, because the contents are
-//! compared by hash; `name` and `output` say where the folder is, which was just found there, and are not compared.
+//! compared by hash; `name` and `output` say where the folder is, which was just found there, and are not compared. A model
+//! or an adapter below `output` moves with it.
 
 use super::config::RunConfig;
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
+use std::path::Path;
 use toml::Value;
 
 /// Keys (or sections) whose change leaves every trained bit the same.
@@ -14,6 +16,10 @@ const HARMLESS: &[&str] = &[
     "save_dtype",
     "data.paths",
     "data.max_bad_lines",
+    "data.cache",
+    "data.source[].name",
+    "data.source[].paths",
+    "data.source[].max_bad_lines",
     "evaluation",
     "training.recompute",
     "training.memory_limit_gib",
@@ -44,7 +50,7 @@ pub struct Change {
 impl Change {
     /// Whether the trained values do not depend on the key.
     pub fn is_harmless(&self) -> bool {
-        HARMLESS.iter().any(|key| is_at_or_below(&self.key, key))
+        HARMLESS.iter().any(|key| is_at_or_below(&without_numbers(&self.key), key))
     }
 }
 
@@ -68,7 +74,13 @@ pub fn changes(then: &str, now: &RunConfig) -> Result<Vec<Change>> {
 
 /// All values by dotted path; lists of plain values are one value.
 fn flat(config: &RunConfig) -> Result<BTreeMap<String, Value>> {
-    let table = Value::try_from(config).map_err(|error| Error::usage(format!("the configuration: {error}")))?;
+    let mut config = config.clone();
+    let below_output = |path: &Path| Some(Path::new("<output>").join(path.strip_prefix(&config.output).ok()?));
+    let model = below_output(Path::new(&config.model)).map(|path| path.to_string_lossy().into_owned());
+    let adapter = config.adapter.as_deref().and_then(below_output);
+    config.model = model.unwrap_or(config.model);
+    config.adapter = adapter.or(config.adapter);
+    let table = Value::try_from(&config).map_err(|error| Error::usage(format!("the configuration: {error}")))?;
     let mut values = BTreeMap::new();
     flatten("", table, &mut values);
     Ok(values)
@@ -85,6 +97,13 @@ fn flatten(path: &str, value: Value, values: &mut BTreeMap<String, Value>) {
     }
 }
 
+/// The key with `[]` for each `[7]`.
+fn without_numbers(key: &str) -> String {
+    let mut parts = key.split('[');
+    let first = parts.next().unwrap_or_default().to_string();
+    parts.fold(first, |key, part| format!("{key}[{}", part.trim_start_matches(|c: char| c.is_ascii_digit())))
+}
+
 fn is_at_or_below(key: &str, section: &str) -> bool {
     key.strip_prefix(section).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }
@@ -92,6 +111,7 @@ fn is_at_or_below(key: &str, section: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::SourceConfig;
     use crate::train::config::EvaluationConfig;
 
     fn changed(change: impl Fn(&mut RunConfig)) -> Vec<Change> {
@@ -105,6 +125,20 @@ mod tests {
     fn the_same_configuration_has_no_changes_and_its_place_does_not_count() {
         assert_eq!(changed(|_| {}), []);
         assert_eq!(changed(|config| (config.name, config.output) = ("other".into(), "elsewhere".into())), []);
+    }
+
+    #[test]
+    fn a_model_or_adapter_below_the_output_folder_moves_with_it() {
+        let placed = |output: &str, model: &str| RunConfig {
+            output: output.into(),
+            model: model.into(),
+            adapter: Some(format!("{output}/1-adapt/adapter").into()),
+            ..RunConfig::default()
+        };
+        let then = placed("runs/a", "runs/a/1-adapt/merged").to_toml().unwrap();
+        assert_eq!(changes(&then, &placed("/elsewhere/b", "/elsewhere/b/1-adapt/merged")).unwrap(), []);
+        let other = changes(&then, &placed("runs/a", "runs/a/2-chat/merged")).unwrap();
+        assert_eq!(other.iter().map(|change| change.key.as_str()).collect::<Vec<_>>(), ["model"]);
     }
 
     #[test]
@@ -135,6 +169,24 @@ mod tests {
         let changes = changed(|config| config.evaluation.push(set.clone()));
         assert!(changes.iter().any(|change| change.key == "evaluation[0].name"), "{changes:?}");
         assert!(changes.iter().all(Change::is_harmless));
+    }
+
+    #[test]
+    fn sources_may_lie_elsewhere_but_not_weigh_more() {
+        let source = |path: &str, weight| SourceConfig {
+            paths: vec![path.into()],
+            weight: Some(weight),
+            ..SourceConfig::default()
+        };
+        let config = |path, weight| {
+            let mut config = RunConfig { model: "m".into(), ..RunConfig::default() };
+            config.data.source = vec![source("a", 1.0), source(path, weight)];
+            config
+        };
+        let then = config("b", 0.1).to_toml().unwrap();
+        let changes = changes(&then, &config("c", 0.2)).unwrap();
+        let found: Vec<_> = changes.iter().map(|change| (change.key.as_str(), change.is_harmless())).collect();
+        assert_eq!(found, [("data.source[1].paths", true), ("data.source[1].weight", false)]);
     }
 
     #[test]

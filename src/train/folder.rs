@@ -12,6 +12,7 @@ use super::config::RunConfig;
 use super::config_change::{changes, Change};
 use super::run::Observer;
 use super::save::result_path;
+use super::stages::CHAIN_FILE;
 use crate::checkpoint::{
     atomic, write_file, Checkpoints, Found, KeepPolicy, Maker, RealDisk, Rejected, Restored, RunLock,
 };
@@ -57,6 +58,10 @@ impl RunFolder {
         observer: &mut dyn Observer,
     ) -> Result<(RunFolder, Option<Restored>)> {
         let path = config.folder();
+        if path.join(CHAIN_FILE).exists() {
+            return Err(Error::usage(format!("{}: holds a chain of stages", path.display()))
+                .hint("choose another name (--set name=\"...\")"));
+        }
         if beginning == Beginning::Resume && !is_run(&path) {
             return Err(Error::usage(format!("{}: there is no run to resume", path.display()))
                 .hint("check the name, or leave out --resume to start it"));
@@ -135,12 +140,7 @@ impl RunFolder {
         let begun = restored.is_some() || has_steps(&self.path.join(LOG_FILE))?;
         let then = restored.map(|restored| restored.state.config.clone()).or(on_disk.clone());
         if let Some(then) = then.filter(|_| begun) {
-            let changes = changes(&then, config).map_err(|error| error.at(self.path.display()))?;
-            let harmless = changes.iter().all(Change::is_harmless);
-            let fine = changes.is_empty() || (allow && harmless);
-            if !fine {
-                return Err(refuse(&self.path, &changes, harmless));
-            }
+            compare(&self.path, &then, config, allow)?;
         } else if begun {
             return Err(Error::file(&self.path, format!("holds a log but no {CONFIG_FILE} and no checkpoint"))
                 .hint("start over with --fresh (what is there is kept under another name)"));
@@ -162,6 +162,19 @@ fn has_steps(path: &Path) -> Result<bool> {
     }
 }
 
+/// Refuses a configuration that the run in `path` was not started with; `allow` lets harmless changes pass.
+///
+/// # Errors
+/// The keys that changed.
+pub(super) fn compare(path: &Path, then: &str, config: &RunConfig, allow: bool) -> Result<()> {
+    let changes = changes(then, config).map_err(|error| error.at(path.display()))?;
+    let harmless = changes.iter().all(Change::is_harmless);
+    match changes.is_empty() || (allow && harmless) {
+        true => Ok(()),
+        false => Err(refuse(path, &changes, harmless)),
+    }
+}
+
 fn refuse(path: &Path, changes: &[Change], harmless: bool) -> Error {
     let lines: Vec<String> =
         changes.iter().map(|change| format!("{}: {} then, {} now", change.key, change.then, change.now)).collect();
@@ -177,17 +190,23 @@ fn refuse(path: &Path, changes: &[Change], harmless: bool) -> Error {
 }
 
 /// Whether a run was started in the folder.
-fn is_run(path: &Path) -> bool {
+pub(super) fn is_run(path: &Path) -> bool {
     [CONFIG_FILE, LOG_FILE].iter().any(|name| path.join(name).exists())
 }
 
 /// Gives the folder another name and makes it anew; its lock is held throughout.
-fn move_aside(path: &Path, observer: &mut dyn Observer) -> Result<RunLock> {
+pub(super) fn move_aside(path: &Path, observer: &mut dyn Observer) -> Result<RunLock> {
+    let aside = set_aside(path)?;
+    observer.note(&format!("the earlier run is kept as {}", aside.display()));
+    std::fs::create_dir_all(path).map_err(|error| Error::io(path, "create", error))?;
+    RunLock::acquire(path)
+}
+
+/// Gives the folder a name that is free: nothing of an earlier run is ever removed.
+pub(super) fn set_aside(path: &Path) -> Result<PathBuf> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let free = (1..).map(|i| path.with_file_name(format!("{name}.{i}"))).find(|path| !path.exists());
     let aside = free.unwrap_or_else(|| path.with_extension("old"));
     std::fs::rename(path, &aside).map_err(|error| Error::io(path, "move aside", error))?;
-    observer.note(&format!("the earlier run is kept as {}", aside.display()));
-    std::fs::create_dir_all(path).map_err(|error| Error::io(path, "create", error))?;
-    RunLock::acquire(path)
+    Ok(aside)
 }

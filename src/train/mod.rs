@@ -2,7 +2,7 @@
 //!
 //! [`memory`] plans before anything is loaded, [`folder`] finds out where the run stands, [`start`] loads data and model, [`run`] is the loop, [`step`] one optimizer
 //! step, [`evaluate`] the held-out measure, [`save`] checkpoints and the result, [`metrics`] the log. [`guards`] watch the
-//! losses, [`signals`] listen for the wish to stop.
+//! losses, [`signals`] listen for the wish to stop. [`stages`] makes a chain of such runs.
 
 pub mod config;
 pub mod config_change;
@@ -15,6 +15,7 @@ pub mod recompute;
 pub mod run;
 pub mod save;
 pub mod signals;
+pub mod stages;
 pub mod start;
 pub mod step;
 pub mod tensorboard;

@@ -217,7 +217,7 @@ fn count_steps(config: &RunConfig, batches: &Batches) -> u64 {
 }
 
 /// A hash of the base that takes little time beside loading it; says how it was made.
-fn quick_hash(checkpoint: &Checkpoint) -> Result<String> {
+pub(super) fn quick_hash(checkpoint: &Checkpoint) -> Result<String> {
     let mut bytes = 0u64;
     for name in checkpoint.names() {
         bytes += checkpoint.get(name)?.bytes.len() as u64;

@@ -4,6 +4,7 @@
 
 #![allow(dead_code)] // Each test target uses its part.
 
+pub mod chain;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -6,6 +6,7 @@
 
 mod attach;
 mod config;
+mod fingerprint;
 mod keys;
 mod provenance;
 mod tensors;
