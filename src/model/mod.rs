@@ -2,6 +2,8 @@
 
 pub mod block;
 pub mod cache;
+#[cfg(any(test, feature = "cuda"))]
+pub mod cuda;
 pub mod gguf;
 pub mod hf_config;
 pub mod hub;

@@ -27,6 +27,12 @@ impl RandomStream {
         RandomStream::new(seed, hash)
     }
 
+    /// Seed and stream number, for kernels that draw the same words elsewhere.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(crate) fn names(&self) -> (u64, u64) {
+        (u64::from(self.key[0]) | u64::from(self.key[1]) << 32, self.stream)
+    }
+
     /// Four 32-bit words: number `index` of the stream.
     #[inline]
     pub fn words(&self, index: u64) -> [u32; 4] {

@@ -67,6 +67,11 @@ impl Space {
         Place { region, start, bytes }
     }
 
+    /// Forgets the last region, for which no memory was to be had. Nothing of it is on loan.
+    pub fn forget_region(&mut self) {
+        self.regions.pop();
+    }
+
     /// Takes a range back.
     pub fn give(&mut self, place: Place) {
         self.live -= place.bytes;

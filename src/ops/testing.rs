@@ -65,3 +65,40 @@ pub(crate) fn assert_derivative(what: &str, point: &[f32], gradient: &[f32], mut
     let norm = dot(gradient, gradient).sqrt();
     assert!((numeric - analytic).abs() <= 1e-3 * norm, "{what}: numeric {numeric}, analytic {analytic}, norm {norm}");
 }
+
+/// Counts a test that cannot run here: on stderr, and in the file that `LLAMANTINO_SKIPPED` names.
+pub(crate) fn not_done(what: &str) {
+    use std::io::Write;
+    eprintln!("not done: {what}");
+    if let Some(path) = std::env::var_os("LLAMANTINO_SKIPPED") {
+        let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
+        let _ = file.and_then(|mut file| writeln!(file, "{what}"));
+    }
+}
+
+/// An emulated GPU for kernels under test, or None where kernels cannot be compiled for the CPU.
+pub(crate) fn emulated_gpu() -> Option<super::gpu::Gpu> {
+    crate::device::cuda::emulator::emulator().map(super::gpu::Gpu::new)
+}
+
+/// The values in bf16.
+pub(crate) fn halves(values: &[f32]) -> Vec<half::bf16> {
+    values.iter().map(|&value| half::bf16::from_f32(value)).collect()
+}
+
+/// Values rounded to bf16, as f32.
+pub(crate) fn through_bf16(values: &[f32]) -> Vec<f32> {
+    halves(values).iter().map(|value| value.to_f32()).collect()
+}
+
+/// Asserts that bf16 results equal f32 ones up to their rounding (2⁻⁸ of the value) and `noise` of the largest, or of
+/// 0.001 where all are smaller (inputs are about 1).
+pub(crate) fn assert_halves(what: &str, actual: &[half::bf16], expected: &[f32], noise: f32) {
+    assert_eq!(actual.len(), expected.len(), "{what}: length");
+    let largest = expected.iter().fold(1e-3f32, |largest, value| largest.max(value.abs()));
+    for (i, (actual, expected)) in actual.iter().zip(expected).enumerate() {
+        let allowed = expected.abs() / 256.0 + noise * largest;
+        let error = (actual.to_f32() - expected).abs();
+        assert!(error <= allowed, "{what}[{i}]: {actual} for {expected}, error {error:e}, allowed {allowed:e}");
+    }
+}

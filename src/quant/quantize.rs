@@ -82,6 +82,17 @@ impl Values<'_> {
         }
     }
 
+    /// The values as they are stored.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(super) fn bytes(&self) -> &[u8] {
+        let (pointer, bytes) = match self {
+            Values::F32(values) => (values.as_ptr().cast(), size_of_val(*values)),
+            Values::F16(bits) | Values::Bf16(bits) => (bits.as_ptr().cast(), size_of_val(*bits)),
+        };
+        // SAFETY: the slice's own memory; numbers have no padding and u8 no demands.
+        unsafe { std::slice::from_raw_parts(pointer, bytes) }
+    }
+
     /// Values `start .. stop`.
     fn slice(&self, start: usize, stop: usize) -> Values<'_> {
         match self {

@@ -20,6 +20,8 @@
 mod backward;
 mod block;
 mod cached;
+#[cfg(any(test, feature = "cuda"))]
+pub mod cuda;
 pub(crate) mod exp;
 mod forward;
 mod parallel;

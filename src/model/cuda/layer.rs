@@ -1,0 +1,97 @@
+//! Frozen weights on their way to a GPU, and how a pass sees a linear layer there.
+
+use super::PassContext;
+use crate::adapter::LoraParams;
+use crate::error::{Error, Result};
+use crate::model::layer::{DenseDtype, LinearLayer, Vector, Weight};
+use crate::model::Llama;
+use crate::ops::gpu::{Buffer, Gpu};
+use crate::ops::linear::cuda::{GpuAdapter, GpuLinear, GpuWeight};
+use crate::ops::{ParamKind, ParamStore, RandomStream};
+use crate::quant::cuda::{stored, GpuNf4};
+use crate::quant::SourceDtype;
+use half::bf16;
+
+/// Refuses what the GPU cannot train: anything but LoRA's A and B.
+pub(super) fn check_trainable(model: &Llama, params: &ParamStore) -> Result<()> {
+    let other = params.iter().find(|param| !matches!(param.kind, ParamKind::LoraA | ParamKind::LoraB));
+    if let Some(param) = other {
+        return Err(Error::failed(format!("{}: on a GPU only LoRA adapters can be trained yet", param.name))
+            .hint("use method = \"qlora\" or \"lora\" without dora or train_embeddings, or --device cpu"));
+    }
+    debug_assert!(model.row_norms.is_empty(), "DoRA without magnitudes");
+    Ok(())
+}
+
+fn source_dtype(dtype: DenseDtype) -> SourceDtype {
+    match dtype {
+        DenseDtype::F32 => SourceDtype::F32,
+        DenseDtype::F16 => SourceDtype::F16,
+        DenseDtype::Bf16 => SourceDtype::Bf16,
+    }
+}
+
+/// A dense weight in bf16. It passes through GPU memory in its own dtype.
+pub(super) fn dense(gpu: &Gpu, weight: &Weight) -> Result<Buffer<bf16>> {
+    let Weight::Dense { dtype, bytes, rows, cols } = weight else {
+        crate::bail!("the GPU's embeddings and head must be dense and frozen");
+    };
+    let source = gpu.upload(&bytes[..], 1, bytes.len())?;
+    let out = gpu.buffer(*rows, *cols)?;
+    let (dtype, count) = (stored(source_dtype(*dtype)), (rows * cols) as i64);
+    gpu.each("weights_to_bf16", rows * cols, &[source.pointer(), dtype.into(), out.pointer(), count.into()])?;
+    Ok(out)
+}
+
+/// A frozen vector in f32.
+pub(super) fn vector(gpu: &Gpu, vector: &Vector) -> Result<Buffer<f32>> {
+    match vector {
+        Vector::Frozen(values) => gpu.upload(values, 1, values.len()),
+        Vector::Trained(_) => crate::bail!("on a GPU norms and biases cannot be trained yet"),
+    }
+}
+
+/// A linear layer in GPU memory.
+pub(super) struct GpuLayer {
+    index: usize,
+    weight: GpuWeight,
+    bias: Option<Buffer<f32>>,
+    lora: Option<LoraParams>,
+}
+
+impl GpuLayer {
+    pub(super) fn new(gpu: &Gpu, layer: &LinearLayer) -> Result<GpuLayer> {
+        let weight = match &layer.weight {
+            Weight::Nf4(matrix) => GpuWeight::Nf4(GpuNf4::new(gpu, matrix)?),
+            Weight::Dense { .. } => GpuWeight::Dense(dense(gpu, &layer.weight)?),
+            Weight::Trained(_) => crate::bail!("{}: on a GPU weights cannot be trained yet", layer.name),
+        };
+        let bias = layer.bias.as_ref().map(|bias| vector(gpu, bias)).transpose()?;
+        Ok(GpuLayer { index: layer.index, weight, bias, lora: layer.lora })
+    }
+
+    /// Output features.
+    pub(super) fn rows(&self) -> usize {
+        self.weight.rows()
+    }
+
+    /// Input features.
+    pub(super) fn cols(&self) -> usize {
+        self.weight.cols()
+    }
+
+    /// The layer as a pass sees it.
+    pub(super) fn view<'a>(&'a self, context: &'a PassContext<'_>) -> GpuLinear<'a> {
+        let adapter = self.lora.as_ref().map(|lora| GpuAdapter {
+            a: context.params.value(lora.a),
+            b: context.params.value(lora.b),
+            gradients: context.training.then(|| [context.params.gradient(lora.a), context.params.gradient(lora.b)]),
+            scale: lora.scale,
+            dropout: context.noise.filter(|_| lora.dropout > 0.0).map(|noise| {
+                let numbers = [noise.step, noise.micro_step, self.index as u64];
+                (lora.dropout, RandomStream::derive(noise.seed, "lora dropout", &numbers))
+            }),
+        });
+        GpuLinear { weight: &self.weight, bias: self.bias.as_ref(), adapter, scratch: context.scratch }
+    }
+}

@@ -1,0 +1,229 @@
+//! NF4 on a GPU: quantising weights there, and a weight in GPU memory; see `nf4.cu`.
+//!
+//! Invariant: codes, scales and values equal those of the CPU bit for bit. The scales are quantised a second time on the
+//! CPU, which has bitsandbytes' exact table: they are 1/64 of the values.
+
+use super::double::double_quantize;
+use super::{Nf4Matrix, QuantConfig, Scales, SourceDtype, Values};
+use crate::error::{Error, Result};
+use crate::ops::bytes::Bytes;
+use crate::ops::gpu::{Buffer, Gpu, THREADS};
+use half::bf16;
+
+/// Scales of blocks in GPU memory.
+enum GpuScales {
+    Plain(Buffer<f32>),
+    Double { codes: Buffer<u8>, nested: Buffer<f32>, map: Buffer<f32>, offset: f32 },
+}
+
+/// A `[rows, cols]` weight in NF4 in GPU memory.
+pub struct GpuNf4 {
+    rows: usize,
+    cols: usize,
+    block: usize,
+    codes: Buffer<u8>,
+    scales: GpuScales,
+    dtype: SourceDtype,
+}
+
+/// A dtype as the kernels number it.
+pub(crate) fn stored(dtype: SourceDtype) -> i32 {
+    match dtype {
+        SourceDtype::F32 => 0,
+        SourceDtype::F16 => 1,
+        SourceDtype::Bf16 => 2,
+    }
+}
+
+impl GpuNf4 {
+    /// Copies a quantised weight to the GPU.
+    pub fn new(gpu: &Gpu, matrix: &Nf4Matrix) -> Result<GpuNf4> {
+        let codes = gpu.upload(&matrix.codes[..], 1, matrix.codes.len())?;
+        let scales = GpuScales::new(gpu, &matrix.scales)?;
+        Ok(GpuNf4 { rows: matrix.rows, cols: matrix.cols, block: matrix.block, codes, scales, dtype: matrix.dtype })
+    }
+
+    /// Output features.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Input features.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The values in bf16 into the first `rows · cols` elements of `out`, which must hold as many.
+    pub fn dequantize(&self, out: &Buffer<bf16>) -> Result<()> {
+        let count = self.rows * self.cols;
+        assert!(out.len() >= count, "a buffer of {} for {count} values", out.len());
+        let none = || 0u64.into();
+        let (absmax, codes, nested, map, offset) = match &self.scales {
+            GpuScales::Plain(absmax) => (absmax.pointer(), none(), none(), none(), 0.0),
+            GpuScales::Double { codes, nested, map, offset } => {
+                (none(), codes.pointer(), nested.pointer(), map.pointer(), *offset)
+            }
+        };
+        let arguments = [
+            self.codes.pointer(),
+            absmax,
+            codes,
+            nested,
+            map,
+            offset.into(),
+            (count as i64).into(),
+            (self.block.trailing_zeros() as i32).into(),
+            stored(self.dtype).into(),
+            out.pointer(),
+        ];
+        out.gpu().each("nf4_dequantize", count.div_ceil(8), &arguments)
+    }
+}
+
+impl GpuScales {
+    fn new(gpu: &Gpu, scales: &Scales) -> Result<GpuScales> {
+        Ok(match scales {
+            Scales::Plain(absmax) => GpuScales::Plain(gpu.upload(absmax.as_f32(), 1, absmax.len() / 4)?),
+            Scales::Double { codes, nested_absmax, map, offset, nested_block } => {
+                assert_eq!(*nested_block, 256, "the kernel's nested block");
+                GpuScales::Double {
+                    codes: gpu.upload(&codes[..], 1, codes.len())?,
+                    nested: gpu.upload(nested_absmax, 1, nested_absmax.len())?,
+                    map: gpu.upload(&map[..], 1, 256)?,
+                    offset: *offset,
+                }
+            }
+        })
+    }
+}
+
+/// Quantises a `[rows, cols]` weight on the GPU. The values pass through GPU memory in their own dtype and leave it as
+/// soon as their codes are there.
+///
+/// # Errors
+/// As [`super::quantize()`]: a block size outside the format, a wrong number of values, a value that is not finite; and
+/// the GPU's.
+pub fn quantize(gpu: &Gpu, values: Values<'_>, rows: usize, cols: usize, config: QuantConfig) -> Result<GpuNf4> {
+    config.check()?;
+    let count = values.len();
+    if count == 0 || rows.checked_mul(cols) != Some(count) {
+        crate::bail!("expected the {rows} x {cols} values of a weight, found {count} values");
+    }
+    let dtype = values.dtype();
+    let bytes: &[u8] = values.bytes();
+    let source = gpu.upload(bytes, 1, bytes.len())?;
+    let blocks = count.div_ceil(config.block);
+    let (codes, absmax) = (gpu.buffer(1, count.div_ceil(2))?, gpu.buffer::<f32>(1, blocks)?);
+    let first_bad = gpu.upload(&[u64::MAX], 1, 1)?;
+    let arguments = [
+        source.pointer(),
+        stored(dtype).into(),
+        (count as i64).into(),
+        (config.block as i32).into(),
+        codes.pointer(),
+        absmax.pointer(),
+        first_bad.pointer(),
+    ];
+    gpu.rows("nf4_quantize", blocks.div_ceil(THREADS as usize / 32), THREADS, &arguments)?;
+    let bad = first_bad.read()?[0];
+    if bad != u64::MAX {
+        let (row, column) = (bad as usize / cols, bad as usize % cols);
+        return Err(Error::failed(format!("the value at flat index {bad} (row {row}, column {column}) is not finite"))
+            .hint("the weights are damaged: fetch the model again"));
+    }
+    let scales = match config.double {
+        true => GpuScales::new(gpu, &double_quantize(&absmax.read()?))?,
+        false => GpuScales::Plain(absmax),
+    };
+    Ok(GpuNf4 { rows, cols, block: config.block, codes, scales, dtype })
+}
+
+impl GpuNf4 {
+    /// The weight as the CPU keeps it.
+    pub fn to_host(&self) -> Result<Nf4Matrix> {
+        let scales = match &self.scales {
+            GpuScales::Plain(absmax) => Scales::Plain(super::quantize::f32_bytes(&absmax.read()?)),
+            GpuScales::Double { codes, nested, map, offset } => {
+                let mut values = Box::new([0.0; 256]);
+                values.copy_from_slice(&map.read()?);
+                let (codes, nested_absmax) = (Bytes::owned(&codes.read()?), nested.read()?);
+                Scales::Double { codes, nested_absmax, map: values, offset: *offset, nested_block: 256 }
+            }
+        };
+        let codes = Bytes::owned(&self.codes.read()?);
+        Ok(Nf4Matrix { rows: self.rows, cols: self.cols, block: self.block, codes, scales, dtype: self.dtype })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{emulated_gpu, normal};
+    use crate::quant;
+    use half::f16;
+
+    /// Normal values with the borders of the format: zeros, a block of zeros, ties, tiny and huge ones.
+    fn values(count: usize) -> Vec<f32> {
+        let mut values = normal("weights", count);
+        for (i, value) in values.iter_mut().enumerate() {
+            match i % 97 {
+                3 => *value = 0.0,
+                5 => *value = -0.0,
+                7 => *value = 1e-40,
+                11 => *value *= 100.0,
+                13 => *value = 0.5 * (quant::nf4::NF4_CODE[i % 15] + quant::nf4::NF4_CODE[i % 15 + 1]),
+                _ => {}
+            }
+        }
+        if count > 200 {
+            values[64..128].fill(0.0);
+        }
+        values
+    }
+
+    fn assert_same(gpu: &Gpu, values: Values<'_>, cols: usize, config: QuantConfig) {
+        let rows = values.len() / cols;
+        let expected = quant::quantize(values, rows, cols, config).unwrap();
+        let quantized = quantize(gpu, values, rows, cols, config).unwrap();
+        let host = quantized.to_host().unwrap();
+        assert_eq!(&host.codes[..], &expected.codes[..], "codes");
+        let blocks = values.len().div_ceil(config.block);
+        let bits = |matrix: &Nf4Matrix| (0..blocks).map(|block| matrix.scale(block).to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&host), bits(&expected), "scales");
+
+        for weight in [quantized, GpuNf4::new(gpu, &expected).unwrap()] {
+            let out = gpu.buffer::<bf16>(1, values.len()).unwrap();
+            weight.dequantize(&out).unwrap();
+            let plain: Vec<bf16> = (0..values.len()).map(|i| bf16::from_f32(expected.value(i))).collect();
+            assert_eq!(out.read().unwrap(), plain, "values");
+        }
+    }
+
+    #[test]
+    fn equals_the_cpu_bit_for_bit() {
+        let Some(gpu) = emulated_gpu() else { return };
+        for (count, cols) in [(1, 1), (33, 33), (64, 8), (1000, 10), (40_000, 200), (777, 7)] {
+            let plain = values(count);
+            let halves: Vec<u16> = plain.iter().map(|&value| f16::from_f32(value).to_bits()).collect();
+            let brains: Vec<u16> = plain.iter().map(|&value| bf16::from_f32(value).to_bits()).collect();
+            for config in [(64, true), (64, false), (32, false), (128, true), (4096, false)] {
+                let config = QuantConfig { block: config.0, double: config.1 };
+                for values in [Values::F32(&plain), Values::F16(&halves), Values::Bf16(&brains)] {
+                    assert_same(&gpu, values, cols, config);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn names_the_first_value_that_is_not_finite() {
+        let Some(gpu) = emulated_gpu() else { return };
+        let mut values = normal("weights", 600);
+        values[411] = f32::NAN;
+        values[333] = f32::NEG_INFINITY;
+        let config = QuantConfig::default();
+        let error = quantize(&gpu, Values::F32(&values), 6, 100, config).err().expect("not finite");
+        let expected = quant::quantize(Values::F32(&values), 6, 100, config).err().expect("not finite");
+        assert_eq!(error.message(), expected.message());
+    }
+}
