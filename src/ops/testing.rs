@@ -69,7 +69,7 @@ pub(crate) fn assert_derivative(what: &str, point: &[f32], gradient: &[f32], mut
 /// Counts a test that cannot run here: on stderr, and in the file that `LLAMANTINO_SKIPPED` names.
 pub(crate) fn not_done(what: &str) {
     use std::io::Write;
-    eprintln!("not done: {what}");
+    let _ = writeln!(std::io::stderr(), "not done: {what}");
     if let Some(path) = std::env::var_os("LLAMANTINO_SKIPPED") {
         let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
         let _ = file.and_then(|mut file| writeln!(file, "{what}"));
@@ -78,7 +78,11 @@ pub(crate) fn not_done(what: &str) {
 
 /// An emulated GPU for kernels under test, or None where kernels cannot be compiled for the CPU.
 pub(crate) fn emulated_gpu() -> Option<super::gpu::Gpu> {
-    crate::device::cuda::emulator::emulator().map(super::gpu::Gpu::new)
+    let driver = crate::device::cuda::emulator::emulator();
+    if driver.is_none() {
+        not_done("CUDA kernels on the CPU (install g++)");
+    }
+    driver.map(super::gpu::Gpu::new)
 }
 
 /// The values in bf16.
