@@ -62,7 +62,7 @@ pub(super) struct GpuLayer {
 impl GpuLayer {
     pub(super) fn new(gpu: &Gpu, layer: &LinearLayer) -> Result<GpuLayer> {
         let weight = match &layer.weight {
-            Weight::Nf4(matrix) => GpuWeight::Nf4(GpuNf4::new(gpu, matrix)?),
+            Weight::Nf4(matrix) => GpuWeight::Nf4(Box::new(GpuNf4::new(gpu, matrix)?)),
             Weight::Dense { .. } => GpuWeight::Dense(dense(gpu, &layer.weight)?),
             Weight::Trained(_) => crate::bail!("{}: on a GPU weights cannot be trained yet", layer.name),
         };

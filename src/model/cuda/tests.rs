@@ -198,6 +198,6 @@ fn a_gpu_without_memory_says_so() {
         let params = GpuParams::new(&gpu, &params)?;
         model.loss_and_gradients(&params, data.batch(), &[Keep::Light; 2], NOISE)?.sum()
     };
-    let error = run().err().expect("no memory");
+    let error = run().expect_err("no memory");
     assert!(error.message().contains("no "), "{}", error.message());
 }

@@ -179,6 +179,7 @@ mod tests {
     }
 
     /// Documents of one row, of exactly a tile, across tiles; gaps before and after.
+    #[allow(clippy::single_range_in_vec_init)] // a pack of one document is a list of one range
     fn packings() -> Vec<(usize, Vec<Range<usize>>)> {
         vec![
             (1, vec![0..1]),

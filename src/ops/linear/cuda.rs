@@ -15,7 +15,7 @@ use half::bf16;
 /// A frozen `[N, K]` weight in GPU memory.
 pub enum GpuWeight {
     /// 4-bit codes.
-    Nf4(GpuNf4),
+    Nf4(Box<GpuNf4>),
     /// bf16.
     Dense(Buffer<bf16>),
 }
