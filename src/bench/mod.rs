@@ -5,7 +5,7 @@
 
 mod shapes;
 
-pub use shapes::{token_ids, Shape};
+pub use shapes::{prompt_operations, step_operations, token_ids, Shape};
 
 use crate::adapter::{peft, LoraConfig};
 use crate::data::batch::MicroBatch;
@@ -158,6 +158,9 @@ pub fn decode(choice: &ModelChoice, compute: Compute, prompt: usize, tokens: usi
     let Loaded { model, params, seconds } = load(choice, None, context)?;
     let vocab = model.config.vocab_size;
     let mut generator = Generator::new(model, params, compute, context);
+    let model = generator.model();
+    let linears: usize = model.linears().map(|layer| layer.weight.frozen_bytes()).sum();
+    let bytes = linears + model.head_weight().frozen_bytes();
     generator.set_stop_tokens(Vec::new());
     let options = SamplingOptions { max_tokens: tokens, ..SamplingOptions::default() };
     let (mut prompt_times, mut decode_times) = (Vec::new(), Vec::new());
@@ -173,28 +176,36 @@ pub fn decode(choice: &ModelChoice, compute: Compute, prompt: usize, tokens: usi
         "threads": rayon::current_num_threads(), "n": repeats, "prompt": prompt, "tokens": tokens,
         "prompt_tokens_per_s": round(prompt as f64 / median(prompt_times)),
         "decode_tokens_per_s": round((tokens - 1) as f64 / median(decode_times)),
-        "load_s": round(seconds), "peak_rss_mib": device::peak_resident_bytes() >> 20,
+        "bytes_per_token": bytes, "load_s": round(seconds), "peak_rss_mib": device::peak_resident_bytes() >> 20,
     }))
 }
 
-/// Times NF4 quantisation.
-pub fn quantize(repeats: usize) -> Result<Value> {
+/// Times NF4 quantisation with double quantisation, of f32 or of bf16 values.
+pub fn quantize(repeats: usize, half: bool) -> Result<Value> {
     let (rows, cols) = (4096, 11008);
     let values = random_values(0, "bench", rows * cols, 0.02);
+    let bits: Vec<u16> = match half {
+        true => values.iter().map(|&value| half::bf16::from_f32(value).to_bits()).collect(),
+        false => Vec::new(),
+    };
+    let source = if half { Values::Bf16(&bits) } else { Values::F32(&values) };
     let config = QuantConfig::default();
-    quant::quantize(Values::F32(&values), rows, cols, config)?;
+    let matrix = quant::quantize(source, rows, cols, config)?;
     let mut times = Vec::new();
     for _ in 0..repeats {
         let start = Instant::now();
-        std::hint::black_box(quant::quantize(Values::F32(&values), rows, cols, config)?);
+        std::hint::black_box(quant::quantize(source, rows, cols, config)?);
         times.push(start.elapsed());
     }
     let seconds = median(times);
     let count = (rows * cols) as f64;
+    let read = count * if half { 2.0 } else { 4.0 };
     Ok(json!({
         "tool": "llamantino", "what": "quantize", "cpu_path": device::cpu_path().name(),
         "threads": rayon::current_num_threads(), "n": repeats, "rows": rows, "cols": cols,
-        "seconds": seconds, "gvalues_per_s": round(count / seconds / 1e9), "gb_per_s_in": round(4.0 * count / seconds / 1e9),
+        "dtype": if half { "bf16" } else { "f32" }, "seconds": seconds, "gvalues_per_s": round(count / seconds / 1e9),
+        "gb_per_s_in": round(read / seconds / 1e9),
+        "gb_per_s": round((read + matrix.stored_bytes() as f64) / seconds / 1e9),
     }))
 }
 

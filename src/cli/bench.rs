@@ -57,6 +57,9 @@ pub enum ShapeArg {
     /// SmolLM2-135M.
     #[value(name = "135m")]
     M135,
+    /// SmolLM2-360M.
+    #[value(name = "360m")]
+    M360,
     /// TinyLlama-1.1B.
     #[value(name = "1.1b")]
     B1,
@@ -138,6 +141,9 @@ pub struct QuantizeArgs {
     /// Threads; default: one for each core.
     #[arg(long)]
     pub threads: Option<usize>,
+    /// Format of the values.
+    #[arg(long, value_enum, default_value = "f32")]
+    pub dtype: ComputeArg,
     /// Repetitions; the median is reported.
     #[arg(long, default_value_t = 5)]
     pub steps: usize,
@@ -149,6 +155,7 @@ impl CommonArgs {
             Some(model) => ModelChoice::Folder { model: model.clone(), adapter: self.adapter.clone() },
             None => ModelChoice::Random(match self.shape {
                 ShapeArg::M135 => Shape::M135,
+                ShapeArg::M360 => Shape::M360,
                 ShapeArg::B1 => Shape::B1,
                 ShapeArg::Tiny => Shape::Tiny,
             }),
@@ -182,7 +189,7 @@ pub fn run(args: BenchArgs) -> Result<()> {
         What::Quantize(args) => {
             device::set_threads(args.threads)?;
             positive(&[("--steps", args.steps)])?;
-            bench::quantize(args.steps)?
+            bench::quantize(args.steps, args.dtype == ComputeArg::Bf16)?
         }
     };
     output::data(&format!("{report}\n"));

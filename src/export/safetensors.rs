@@ -244,14 +244,30 @@ struct OpenShard {
     held: Vec<(String, RawTensor)>,
     /// Bytes of data so far.
     position: u64,
-    /// Over the data.
+    /// The header, where the plan alone decides it: then the hash covers the whole file from the start.
+    planned_header: Option<Vec<u8>>,
+    /// Over the data, behind the planned header.
     hasher: blake3::Hasher,
+    /// Bytes of data that the system was asked to bring to the disk.
+    begun: u64,
 }
+
+/// Data that the system is asked to bring to the disk at a time, so that little is left for the sync in the end.
+const WRITE_BACK: u64 = 64 << 20;
 
 impl OpenShard {
     fn begin(folder: &Path, shard: Shard) -> Result<OpenShard> {
         let (partial, file) = PartialFile::create(&folder.join(&shard.name))?;
-        let header_space = header_bound(&shard.tensors).next_multiple_of(8);
+        let mut header = largest_header(&shard.tensors).to_string().into_bytes();
+        let header_space = header.len().next_multiple_of(8);
+        let mut hasher = blake3::Hasher::new();
+        let mut planned_header = None;
+        if !shard.tensors.iter().any(|spec| spec.at_most) {
+            header.resize(header_space, b' ');
+            hasher.update(&(header.len() as u64).to_le_bytes());
+            hasher.update(&header);
+            planned_header = Some(header);
+        }
         let mut file = BufWriter::with_capacity(1 << 20, file);
         file.seek(SeekFrom::Start(8 + header_space as u64)).map_err(|e| Error::io(&partial.partial, "seek", e))?;
         Ok(OpenShard {
@@ -263,7 +279,9 @@ impl OpenShard {
             header: empty_header(),
             held: Vec::new(),
             position: 0,
-            hasher: blake3::Hasher::new(),
+            planned_header,
+            hasher,
+            begun: 0,
         })
     }
 
@@ -289,6 +307,10 @@ impl OpenShard {
         let end = self.position + bytes.len() as u64;
         self.header.insert(name.to_string(), header_entry(tensor.dtype, &tensor.shape, self.position, end));
         self.position = end;
+        if end - self.begun >= WRITE_BACK {
+            begin_write_back(self.file.get_ref(), 8 + self.header_space as u64 + self.begun, end - self.begun);
+            self.begun = end;
+        }
         Ok(())
     }
 
@@ -299,9 +321,11 @@ impl OpenShard {
         for (name, tensor) in held {
             self.append(&name, &tensor)?;
         }
+        let is_planned = self.planned_header.is_some();
         let mut header = Value::Object(self.header).to_string().into_bytes();
         assert!(header.len() <= self.header_space, "the bound of the header is one");
         header.resize(self.header_space, b' ');
+        assert!(self.planned_header.is_none_or(|planned| planned == header), "the plan decides the header");
         let write = |mut file: BufWriter<File>| -> std::io::Result<File> {
             file.seek(SeekFrom::Start(0))?;
             file.write_all(&(header.len() as u64).to_le_bytes())?;
@@ -312,24 +336,41 @@ impl OpenShard {
         };
         let file = write(self.file).map_err(|e| Error::io(&self.partial.partial, "write", e))?;
         let data_start = 8 + self.header_space;
-        let whole = read_back(&file, data_start, &self.hasher.finalize(), &self.partial.partial)?;
+        let hashed_from = if is_planned { 0 } else { data_start };
+        let whole = read_back(&file, hashed_from, &self.hasher.finalize(), &self.partial.partial)?;
         let bytes = data_start as u64 + self.position;
         Ok((self.partial, WrittenFile { name: self.shard.name, bytes, hash: whole }))
     }
 }
 
-/// Hash of the whole file, after checking that the data is what was written.
-fn read_back(file: &File, data_start: usize, expected: &blake3::Hash, path: &Path) -> Result<String> {
+/// Asks the system to write a range of a file to the disk, without waiting; nothing depends on whether it does.
+fn begin_write_back(file: &File, start: u64, len: u64) {
+    #[cfg(target_os = "linux")]
+    {
+        use std::os::fd::AsRawFd;
+        let (start, len) = (i64::try_from(start).unwrap_or(0), i64::try_from(len).unwrap_or(0));
+        // SAFETY: the descriptor is open as long as `file`; the call changes no contents.
+        unsafe { libc::sync_file_range(file.as_raw_fd(), start, len, libc::SYNC_FILE_RANGE_WRITE) };
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (file, start, len);
+}
+
+/// Hash of the whole file, after checking that everything from `start` on is what was written.
+fn read_back(file: &File, start: usize, expected: &blake3::Hash, path: &Path) -> Result<String> {
     // SAFETY: the file was made by this process under a temporary name that nobody else writes to.
     let map = unsafe { memmap2::Mmap::map(file) }.map_err(|e| Error::io(path, "read back", e))?;
-    let mut data = blake3::Hasher::new();
-    hash(&mut data, map.get(data_start..).unwrap_or_default());
-    if data.finalize() != *expected {
+    let hash_from = |start: usize| {
+        let mut hasher = blake3::Hasher::new();
+        hash(&mut hasher, map.get(start..).unwrap_or_default());
+        hasher.finalize()
+    };
+    let found = hash_from(start);
+    if found != *expected {
         return Err(Error::file(path, "reads back differently from what was written").hint("check the disk"));
     }
-    let mut whole = blake3::Hasher::new();
-    hash(&mut whole, &map);
-    Ok(whole.finalize().to_hex().to_string())
+    let whole = if start == 0 { found } else { hash_from(0) };
+    Ok(whole.to_hex().to_string())
 }
 
 fn hash(hasher: &mut blake3::Hasher, bytes: &[u8]) {
@@ -348,8 +389,8 @@ fn header_entry(dtype: StoredDtype, shape: &[usize], start: u64, end: u64) -> Va
     json!({"dtype": dtype.name(), "shape": shape, "data_offsets": [start, end]})
 }
 
-/// Length of the header where every tensor has its planned size; offsets can only be smaller, and so no longer, else.
-fn header_bound(tensors: &[TensorSpec]) -> usize {
+/// The header where every tensor has its planned size; offsets can only be smaller, and so no longer, else.
+fn largest_header(tensors: &[TensorSpec]) -> Value {
     let mut header = empty_header();
     let mut position = 0;
     let (mut held, direct): (Vec<_>, Vec<_>) = tensors.iter().partition(|spec| spec.is_held());
@@ -359,7 +400,7 @@ fn header_bound(tensors: &[TensorSpec]) -> usize {
         header.insert(spec.name.clone(), header_entry(spec.dtype, &spec.shape, position, end));
         position = end;
     }
-    Value::Object(header).to_string().len()
+    Value::Object(header)
 }
 
 #[cfg(test)]

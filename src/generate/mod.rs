@@ -111,6 +111,8 @@ pub struct Generator {
     compute: Compute,
     cache: KvCache,
     cached: Vec<u32>,
+    /// Logits after what is cached.
+    logits: Vec<f32>,
     stop_tokens: Vec<u32>,
     stop_flag: Option<&'static AtomicBool>,
 }
@@ -119,11 +121,13 @@ impl Generator {
     /// `context`: most tokens of a sequence (prompt and answer).
     pub fn new(mut model: Llama, params: ParamStore, compute: Compute, context: usize) -> Generator {
         model.rope.ensure(context);
+        model.prepare_head(compute);
         let stop_tokens = model.config.eos.clone();
         let cache = KvCache::new(&model, context);
         let arena = Arena::new();
         let dora = model.dora_scales(&params, &arena);
-        Generator { model, params, dora, arena, compute, cache, cached: Vec::new(), stop_tokens, stop_flag: None }
+        let (cached, logits) = (Vec::new(), Vec::new());
+        Generator { model, params, dora, arena, compute, cache, cached, logits, stop_tokens, stop_flag: None }
     }
 
     /// Tokens that end an answer; at first the model's end-of-text tokens.
@@ -173,11 +177,11 @@ impl Generator {
             .hint("shorten the prompt or raise --context"));
         }
         let start = Instant::now();
-        let logits = self.read(prompt)?;
+        let is_read = self.read(prompt)?;
         let prompt_time = start.elapsed();
-        let Some(mut logits) = logits else {
+        if !is_read {
             return Ok(Generated { ids: Vec::new(), stop: Stop::Asked, prompt_time, decode_time: Duration::ZERO });
-        };
+        }
         let start = Instant::now();
         let mut processor = options.processor();
         let mut ids = Vec::new();
@@ -188,8 +192,11 @@ impl Generator {
             if self.asked_to_stop() {
                 break Stop::Asked;
             }
-            penalise(&mut logits, &self.cached, options.repeat_penalty);
-            let next = sample(&mut processor, &logits)?;
+            penalise(&mut self.logits, &self.cached, options.repeat_penalty);
+            let next = match options.temperature <= 0.0 {
+                true => largest(&self.logits),
+                false => sample(&mut processor, &self.logits)?,
+            };
             if self.stop_tokens.contains(&next) {
                 break Stop::EndOfText;
             }
@@ -200,30 +207,31 @@ impl Generator {
             if self.cached.len() + 1 >= self.context() {
                 break Stop::ContextFull;
             }
-            logits = self.append(&[next])?;
+            self.append(&[next])?;
         };
         Ok(Generated { ids, stop, prompt_time, decode_time: start.elapsed() })
     }
 
-    /// Brings the cache to `prompt` and returns the logits after it; none if asked to stop on the way.
-    fn read(&mut self, prompt: &[u32]) -> Result<Option<Vec<f32>>> {
+    /// Brings the cache and the logits to the end of `prompt`; false if asked to stop on the way.
+    fn read(&mut self, prompt: &[u32]) -> Result<bool> {
         let shared = self.cached.iter().zip(prompt).take_while(|(a, b)| a == b).count().min(prompt.len() - 1);
         self.cache.truncate(shared);
         self.cached.truncate(shared);
-        let mut logits = Vec::new();
         for chunk in prompt[shared..].chunks(PROMPT_CHUNK) {
             if self.asked_to_stop() {
-                return Ok(None);
+                return Ok(false);
             }
-            logits = self.append(chunk)?;
+            self.append(chunk)?;
         }
-        Ok(Some(logits))
+        Ok(true)
     }
 
-    fn append(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
-        let Generator { params, dora, arena, compute, .. } = self;
+    fn append(&mut self, ids: &[u32]) -> Result<()> {
+        let Generator { params, dora, arena, compute, logits, .. } = self;
         let pass = Pass { params, dora, arena, compute: *compute, noise: None };
-        let logits = self.model.next_logits(&pass, ids, &mut self.cache).to_vec();
+        let found = self.model.next_logits(&pass, ids, &mut self.cache);
+        logits.clear();
+        logits.extend_from_slice(&found);
         self.cached.extend_from_slice(ids);
         if let Some(index) = logits.iter().position(|v| !v.is_finite()) {
             return Err(Error::failed(format!(
@@ -232,8 +240,14 @@ impl Generator {
             ))
             .hint("the weights are damaged or the adapter diverged: check them with another prompt"));
         }
-        Ok(logits)
+        Ok(())
     }
+}
+
+/// Index of the largest logit, the first of equals; all are finite.
+fn largest(logits: &[f32]) -> u32 {
+    let later = |best: (usize, f32), (index, &logit): (usize, &f32)| if logit > best.1 { (index, logit) } else { best };
+    logits.iter().enumerate().fold((0, f32::NEG_INFINITY), later).0 as u32
 }
 
 /// Divides positive and multiplies negative logits of tokens seen before.

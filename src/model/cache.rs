@@ -1,11 +1,13 @@
-//! Decoding with a key/value cache: new tokens of one sequence run through the blocks against what is cached.
+//! Decoding with a key/value cache: new tokens of one sequence run through the blocks against what is cached. One new
+//! token alone has a step of its own, [`super::decode`].
 //!
 //! Invariant: logits equal those of [`Llama::logits`](super::Llama::logits) over the whole sequence.
 
 use super::block::{Block, BlockContext};
+use super::decode::Workspace;
 use super::llama::Llama;
 use super::pass::{Pass, Rows};
-use crate::ops::attention::{self, CacheView};
+use crate::ops::attention::{self, CacheView, RowAttention};
 use crate::ops::linear;
 use crate::ops::rope::{self, Direction};
 use crate::ops::{rms_norm, swiglu, Matrix};
@@ -16,6 +18,7 @@ pub struct KvCache {
     values: Vec<Vec<f32>>,
     capacity: usize,
     len: usize,
+    pub(super) workspace: Workspace,
 }
 
 impl KvCache {
@@ -24,7 +27,8 @@ impl KvCache {
         let shape = model.attention_shape();
         let size = shape.kv_heads * capacity * shape.head_dim;
         let layers = model.blocks.len();
-        KvCache { keys: vec![vec![0.0; size]; layers], values: vec![vec![0.0; size]; layers], capacity, len: 0 }
+        let empty = || vec![vec![0.0; size]; layers];
+        KvCache { keys: empty(), values: empty(), capacity, len: 0, workspace: Workspace::default() }
     }
 
     /// Tokens in the cache.
@@ -47,6 +51,26 @@ impl KvCache {
         self.len = self.len.min(len);
     }
 
+    /// Keys and values of a layer.
+    pub(super) fn layer(&self, layer: usize) -> (&[f32], &[f32]) {
+        (&self.keys[layer], &self.values[layer])
+    }
+
+    /// Writes the key of the next row, `[kv_heads*head_dim]`; [`KvCache::advance`] makes it count.
+    pub(super) fn store_key(&mut self, layer: usize, key: &Matrix, kv_heads: usize) {
+        KvCache::store(&mut self.keys[layer], key, kv_heads, self.capacity, self.len);
+    }
+
+    /// As [`KvCache::store_key`].
+    pub(super) fn store_value(&mut self, layer: usize, value: &Matrix, kv_heads: usize) {
+        KvCache::store(&mut self.values[layer], value, kv_heads, self.capacity, self.len);
+    }
+
+    /// Counts rows that were stored.
+    pub(super) fn advance(&mut self, rows: usize) {
+        self.len += rows;
+    }
+
     /// Writes the rows of `source [n, kv_heads*head_dim]` behind the first `past` rows of each head.
     fn store(target: &mut [f32], source: &Matrix, kv_heads: usize, capacity: usize, past: usize) {
         let head_dim = source.cols() / kv_heads;
@@ -65,6 +89,12 @@ impl Llama {
     /// The caller keeps `cache.len() + ids.len()` within the capacity and the rotation table.
     pub fn next_logits(&self, pass: &Pass<'_>, ids: &[u32], cache: &mut KvCache) -> Matrix {
         assert!(!ids.is_empty() && cache.len + ids.len() <= cache.capacity, "the cache is too small");
+        match ids {
+            &[id] if self.attention_shape().group() <= RowAttention::MOST_QUERIES => {
+                return self.decode(pass, id, cache)
+            }
+            _ => {}
+        }
         let positions: Vec<u32> = (cache.len..cache.len + ids.len()).map(|p| p as u32).collect();
         let context = self.context(pass, Rows { ids, positions: &positions, segments: &[] });
         let mut x = self.embed(pass, ids);

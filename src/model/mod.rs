@@ -4,7 +4,9 @@ pub mod block;
 pub mod cache;
 #[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
+mod decode;
 pub mod gguf;
+mod head;
 pub mod hf_config;
 pub mod hub;
 pub mod layer;

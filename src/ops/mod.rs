@@ -17,6 +17,7 @@ pub mod rms_norm;
 pub mod rope;
 pub mod space;
 pub mod swiglu;
+pub mod team;
 #[cfg(test)]
 pub(crate) mod testing;
 pub(crate) mod vector;

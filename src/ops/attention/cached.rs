@@ -1,4 +1,7 @@
 //! Decoding: new queries of one sequence against the keys and values of all its rows so far.
+//!
+//! [`cached_forward`] takes any number of new rows and shares the work out itself; [`RowAttention`] takes one, in parts
+//! that the caller's threads take.
 
 use super::block::BlockState;
 use super::parallel::in_order;
@@ -74,6 +77,120 @@ pub(super) fn cached_forward_on(path: CpuPath, shape: AttentionShape, q: &[f32],
         merged.iter().enumerate().for_each(|(kv_head, state)| write(kv_head, 0, state));
     }
 }
+
+/// Attention of one new row, in parts: a key-value head's queries over some of the keys. How they are cut depends on sizes
+/// only.
+pub struct RowAttention {
+    shape: AttentionShape,
+    path: CpuPath,
+    /// Rows in the cache, to which the new one comes.
+    past: usize,
+    parts: usize,
+}
+
+/// The new row of one key-value head.
+#[derive(Clone, Copy)]
+pub struct NewRow<'a> {
+    /// Queries of the heads of the group, `[group * head_dim]`.
+    pub queries: &'a [f32],
+    /// The new key, `[head_dim]`.
+    pub key: &'a [f32],
+    /// The new value, `[head_dim]`.
+    pub value: &'a [f32],
+}
+
+impl RowAttention {
+    /// Most query heads of a key-value head.
+    pub const MOST_QUERIES: usize = BLOCK;
+
+    /// For a row behind `past` rows of the cache.
+    pub fn new(shape: AttentionShape, past: usize) -> RowAttention {
+        shape.check();
+        assert!(shape.group() <= RowAttention::MOST_QUERIES);
+        RowAttention { shape, path: cpu_path(), past, parts: (past + 1).div_ceil(ROW_PART) }
+    }
+
+    /// Number of parts of all heads; part `i` belongs to head `i % kv_heads`, and the last part of a head alone sees the
+    /// new key and value.
+    pub fn tasks(&self) -> usize {
+        self.shape.kv_heads * self.parts
+    }
+
+    /// The key-value head of a part.
+    pub fn head(&self, task: usize) -> usize {
+        task % self.shape.kv_heads
+    }
+
+    /// Whether this part sees the new key.
+    pub fn is_last(&self, task: usize) -> bool {
+        task / self.shape.kv_heads + 1 == self.parts
+    }
+
+    /// Values that the result of a part has.
+    pub fn result_len(shape: AttentionShape) -> usize {
+        shape.group() * (shape.head_dim + 2)
+    }
+
+    /// Computes one part: for each query the largest score, the sum of the exponentials and the values weighted so.
+    pub fn attend(&self, task: usize, new: NewRow<'_>, cache: CacheView<'_>, result: &mut [f32]) {
+        let (head_dim, lanes) = (self.shape.head_dim, self.shape.group());
+        let size = cache.capacity * head_dim;
+        let place = self.head(task) * size..(self.head(task) + 1) * size;
+        let keys = Rows { data: &cache.keys[place.clone()], stride: head_dim, head_dim };
+        let values = Rows { data: &cache.values[place], ..keys };
+        let first = task / self.shape.kv_heads * ROW_PART;
+        let mut state = BlockState::new(head_dim, lanes);
+        self.over(&mut state, new.queries, (keys, values), first..self.past.min(first + ROW_PART));
+        if self.is_last(task) {
+            let row = |data| Rows { data, stride: head_dim, head_dim };
+            self.over(&mut state, new.queries, (row(new.key), row(new.value)), 0..1);
+        }
+        for (lane, result) in result.chunks_exact_mut(head_dim + 2).enumerate() {
+            (result[0], result[1]) = (state.running.maximum[lane], state.running.sum[lane]);
+            result[2..].copy_from_slice(&state.outputs[lane * state.padded..][..head_dim]);
+        }
+    }
+
+    fn over(&self, state: &mut BlockState, queries: &[f32], (keys, values): (Rows, Rows), range: Range<usize>) {
+        if range.is_empty() {
+            return;
+        }
+        if state.lanes <= row::LANES {
+            return row::attend(self.path, state, (queries, self.shape.scale()), (keys, values), range);
+        }
+        let head_dim = self.shape.head_dim;
+        let starts: Vec<usize> = (0..state.lanes).map(|lane| lane * head_dim).collect();
+        state.load_queries(self.path, Lanes { data: queries, starts: &starts, head_dim }, self.shape.scale());
+        let limits = Limits::new(state.lanes, |_| range.end);
+        state.attend(self.path, (keys, values), range, &limits);
+    }
+
+    /// The output of a head's queries, `[group * head_dim]`, from the results of its parts in order.
+    pub fn merge<'r>(&self, results: impl Iterator<Item = &'r [f32]> + Clone, out: &mut [f32]) {
+        let stride = self.shape.head_dim + 2;
+        for (lane, out) in out.chunks_exact_mut(self.shape.head_dim).enumerate() {
+            let parts = results.clone().map(|result| &result[lane * stride..(lane + 1) * stride]);
+            let largest = parts.clone().fold(-f32::MAX, |largest, part| largest.max(part[0]));
+            let mut total = 0.0;
+            out.fill(0.0);
+            for part in parts {
+                let weight = (part[0] - largest).exp();
+                total += weight * part[1];
+                out.iter_mut().zip(&part[2..]).for_each(|(out, value)| *out += weight * value);
+            }
+            let inverse = 1.0 / total;
+            out.iter_mut().for_each(|out| *out *= inverse);
+        }
+    }
+
+    /// Parts of a head when `rows` rows are cached.
+    pub fn most_parts(rows: usize) -> usize {
+        (rows + 1).div_ceil(ROW_PART)
+    }
+}
+
+/// Keys of one part of [`RowAttention`].
+const ROW_PART: usize = 128;
 
 /// Below this many products the call runs on the calling thread: waking others would take longer.
 const SERIAL: usize = 1 << 21;

@@ -38,7 +38,7 @@ mod reference;
 mod tests;
 
 pub use backward::{backward, borrowed, Grads, Saved};
-pub use cached::{cached_forward, CacheView};
+pub use cached::{cached_forward, CacheView, NewRow, RowAttention};
 pub use forward::forward;
 
 use std::ops::Range;
@@ -69,7 +69,7 @@ impl AttentionShape {
     }
 
     /// Query heads of one key-value head.
-    fn group(self) -> usize {
+    pub fn group(self) -> usize {
         self.heads / self.kv_heads
     }
 

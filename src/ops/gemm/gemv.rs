@@ -4,6 +4,7 @@
 //! Invariant: a sum is formed in the order of its row alone, in strips of [`STRIP`] words.
 
 use super::driver::for_each;
+use super::gemv_half;
 use super::gemv_nf4::Fused;
 use super::kernel::{Dot, Kernels, MOST_ROWS};
 use super::operand::Target;
@@ -50,6 +51,17 @@ pub(super) fn run(x: MatRef<'_>, source: Source<'_>, y: MatMut<'_>, store: Store
         }
     }
     let inputs = Inputs::new(x, &source, kernels, None);
+    if count == 1 && gemv_half::applies(&source) {
+        return share(&source, inputs, y, store, |rows, dot, put| {
+            // SAFETY: a row of x has as many words.
+            let x = unsafe { std::slice::from_raw_parts(dot.b, source.weight.cols()) };
+            for row in rows {
+                let mut sums = [0.0; MOST_ROWS];
+                sums[0] = gemv_half::product(source.path, source.weight, row, x);
+                put(row, 0..1, &[sums]);
+            }
+        });
+    }
     share(&source, inputs, y, store, |rows, dot, put| sums(&source, kernels, (rows, count), dot, put));
 }
 
@@ -91,12 +103,7 @@ fn share(
     let start = Target(inputs.words.words().as_mut_ptr());
     let target = Target(y.data.as_mut_ptr());
     let threads = if rows * depth * count < ALONE { 1 } else { rayon::current_num_threads() };
-    let row_bytes = match source.weight {
-        WeightRef::F32(_) => depth * 4,
-        WeightRef::F16 { .. } | WeightRef::Bf16 { .. } => depth * 2,
-        WeightRef::Nf4(_) => depth / 2,
-    };
-    let rows_per_job = (JOB_BYTES / row_bytes.max(1)).clamp(1, rows.div_ceil(threads));
+    let rows_per_job = (JOB_BYTES / row_bytes(source.weight).max(1)).clamp(1, rows.div_ceil(threads));
     for_each(threads, rows.div_ceil(rows_per_job), |job| {
         let job_rows = job * rows_per_job..rows.min((job + 1) * rows_per_job);
         let dot = Dot { a: std::ptr::null(), b: start.get(), b_row: inputs.stride, words: 0 };
@@ -113,9 +120,24 @@ fn share(
     });
 }
 
+/// Bytes of a row of the weight, scales left out.
+pub(super) fn row_bytes(weight: WeightRef<'_>) -> usize {
+    match weight {
+        WeightRef::F32(matrix) => matrix.cols * 4,
+        WeightRef::F16 { cols, .. } | WeightRef::Bf16 { cols, .. } => cols * 2,
+        WeightRef::Nf4(matrix) => matrix.cols / 2,
+    }
+}
+
 /// Sums of rows of the weight with `count` rows of x: from the weight itself where its words are those of the kernels,
 /// else from strips that are converted first.
-fn sums(source: &Source<'_>, kernels: &Kernels, (rows, count): (Range<usize>, usize), dot: Dot, put: Put<'_>) {
+pub(super) fn sums(
+    source: &Source<'_>,
+    kernels: &Kernels,
+    (rows, count): (Range<usize>, usize),
+    dot: Dot,
+    put: Put<'_>,
+) {
     let (depth, groups) = (source.weight.cols(), groups(count));
     let direct = match source.weight {
         WeightRef::F32(_) => source.compute == Compute::F32,

@@ -1,9 +1,9 @@
 //! Rows of NF4 codes times up to eight rows of x at once: the codes are looked up in registers.
 //!
-//! A row is taken in pieces of 64 values. Each has a table of its 16 finished values `round(code · scale)`, and all
-//! tables of a row are made first, which leaves the loop over the pieces nothing but lookups and multiply-adds. x comes
-//! in the order in which the codes fall out of their bytes: of each *unit* first the values of even index, then those
-//! of odd index.
+//! A row is taken in pieces of 64 values. Each has a table of its 16 finished values `round(code · scale)`, which is made
+//! in registers right before it is used. Neighbouring rows are taken together, so that x is loaded once for all of them;
+//! what lies ahead in memory is fetched in its own order, whatever the rows do. x comes in the order in which the codes
+//! fall out of their bytes: of each *unit* first the values of even index, then those of odd index.
 
 use super::gemv::{groups, Order, Put};
 use super::kernel::{Dot, Kernels, Lanes, MOST_ROWS};
@@ -17,33 +17,36 @@ use std::ops::Range;
 /// Values of a piece; every one lies in one block.
 const PIECE: usize = 64;
 
-/// Tables made at a time, so that they stay in the L1 cache: 8 KB.
-const TABLES: usize = 128;
+/// Scales decoded at a time.
+const SCALES: usize = 1024;
 
 /// Most rows of the weight taken at a time.
 const BATCH: usize = 16;
 
 /// Bytes ahead of the codes in use that are prefetched: rows follow one another in memory.
-const AHEAD: usize = 8 << 10;
+const AHEAD: usize = 4 << 10;
 
-/// Writes the table of each piece; `narrow`: rounded to bf16 in the end.
-pub(super) type TablesFn = unsafe fn(scales: &[f32], dtype: SourceDtype, narrow: bool, tables: &mut [Table]);
+/// Bytes that a prefetch brings.
+const LINE: usize = 64;
+
+/// How `code · scale` is rounded: to the dtype that was quantised, and then to bf16 where the operands are.
+#[derive(Clone, Copy)]
+pub(super) struct Rounding {
+    /// What the weight was.
+    pub dtype: SourceDtype,
+    /// To bf16 in the end.
+    pub narrow: bool,
+}
 
 /// Products of some neighbouring rows of codes, as many as there are sums, with the rows of x.
 ///
 /// # Safety
-/// The tables are those of all pieces of all rows, the codes are readable, and `dot.b` has as many rows and words.
-pub(super) type RowsFn = unsafe fn(codes: *const u8, tables: &[Table], dot: &Dot, sums: &mut [[f32; MOST_ROWS]]);
-
-/// 16 f32, or twice the same 16 bf16: a lookup of 16-bit words takes five bits, and the fifth is the neighbour's.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-pub(super) struct Table(pub [f32; 16]);
+/// The scales are those of all pieces of all rows, the codes are readable, and `dot.b` has as many rows and words.
+pub(super) type RowsFn =
+    unsafe fn(codes: *const u8, scales: &[f32], rounding: Rounding, dot: &Dot, sums: &mut [[f32; MOST_ROWS]]);
 
 /// What a path offers for this form.
 pub(super) struct Functions {
-    /// Makes the tables.
-    pub tables: TablesFn,
     /// Products by rows of x - 1.
     pub rows: [RowsFn; MOST_ROWS],
     /// The order of x.
@@ -56,7 +59,7 @@ pub(super) struct Fused<'a> {
     matrix: &'a Nf4Matrix,
     scales: ScaleReader<'a>,
     functions: &'static Functions,
-    narrow: bool,
+    rounding: Rounding,
     groups: Cuts,
 }
 
@@ -65,8 +68,8 @@ impl<'a> Fused<'a> {
     pub fn new(source: &Source<'_>, kernels: &Kernels, matrix: &'a Nf4Matrix, count: usize) -> Option<Fused<'a>> {
         let whole = matrix.cols.is_multiple_of(PIECE) && matrix.block >= PIECE;
         let functions = kernels.codes.filter(|_| whole)?;
-        let narrow = source.compute == Compute::Bf16;
-        Some(Fused { matrix, scales: ScaleReader::new(matrix), functions, narrow, groups: groups(count) })
+        let rounding = Rounding { dtype: matrix.dtype, narrow: source.compute == Compute::Bf16 };
+        Some(Fused { matrix, scales: ScaleReader::new(matrix), functions, rounding, groups: groups(count) })
     }
 
     /// The order that x must come in.
@@ -79,24 +82,29 @@ impl<'a> Fused<'a> {
     /// # Safety
     /// `dot.b` has as many rows as this was made for, each of them a row of x in [`Fused::order`].
     pub unsafe fn sums(&self, rows: Range<usize>, dot: Dot, put: Put<'_>) {
-        let cols = self.matrix.cols;
-        let batch = (TABLES / (cols / PIECE).max(1)).clamp(1, BATCH);
-        let mut scales = vec![0.0; batch * cols / PIECE];
-        let mut tables = vec![Table([0.0; 16]); batch * cols / PIECE];
+        let (cols, pieces) = (self.matrix.cols, self.matrix.cols / PIECE);
+        let batch = (SCALES / pieces.max(1)).clamp(1, BATCH);
+        let (mut few, mut many) = ([0.0; SCALES], Vec::new());
+        let scales = if pieces <= SCALES {
+            &mut few[..]
+        } else {
+            many.resize(pieces, 0.0);
+            &mut many[..]
+        };
         let mut sums = [[0.0; MOST_ROWS]; BATCH];
         for first in rows.clone().step_by(batch) {
             let count = batch.min(rows.end - first);
             let (start, end) = (first * cols, (first + count) * cols);
-            let (scales, tables) = (&mut scales[..count * cols / PIECE], &mut tables[..count * cols / PIECE]);
+            let scales = &mut scales[..count * pieces];
             self.scales.fill(start, PIECE, self.matrix.block, scales);
             let codes = &self.matrix.codes[start / 2..end / 2];
-            // SAFETY: the path is available (also below).
-            unsafe { (self.functions.tables)(scales, self.matrix.dtype, self.narrow, tables) };
             for group in 0..self.groups.count {
                 let inputs = self.groups.get(group);
                 let dot = Dot { b: dot.b.wrapping_add(inputs.start * dot.b_row), ..dot };
-                // SAFETY: the codes are whole rows with a table for each piece, and the caller vouches for x.
-                unsafe { self.functions.rows[inputs.len() - 1](codes.as_ptr(), tables, &dot, &mut sums[..count]) };
+                let products = self.functions.rows[inputs.len() - 1];
+                // SAFETY: the path is available, the codes are whole rows with a scale for each piece, and the caller
+                // vouches for x.
+                unsafe { products(codes.as_ptr(), scales, self.rounding, &dot, &mut sums[..count]) };
                 put(first, inputs, &sums[..count]);
             }
         }
@@ -121,14 +129,32 @@ pub(super) trait Format: Lanes {
     /// Sums that fit into the registers.
     const MOST_SUMS: usize;
 
+    /// The 16 values of a block, ready for lookups.
+    type Table: Copy;
+
+    /// The table of a block with this scale.
+    ///
+    /// # Safety
+    /// The instruction set is available.
+    unsafe fn table(scale: f32, rounding: Rounding) -> Self::Table;
+
     /// The words of even and of odd index of a unit.
     ///
     /// # Safety
     /// The bytes of the unit are readable, and the instruction set is available.
-    unsafe fn look_up(bytes: *const u8, table: &Table) -> [Self::Vector; 2];
+    unsafe fn look_up(bytes: *const u8, table: Self::Table) -> [Self::Vector; 2];
 
     /// Asks for a cache line, which may lie anywhere.
     fn prefetch(bytes: *const u8);
+}
+
+/// Sums that one row of x is split into: with few rows of x, more chains hide the latency of the multiply-add.
+const fn chains(inputs: usize) -> usize {
+    if inputs <= 2 {
+        4
+    } else {
+        1
+    }
 }
 
 /// `R` neighbouring rows of codes times `T` rows of x. The chains of a sum depend on T alone.
@@ -136,31 +162,31 @@ pub(super) trait Format: Lanes {
 /// # Safety
 /// As [`RowsFn`] for `R` rows.
 #[inline(always)]
-pub(super) unsafe fn rows_at_once<F: Format, const R: usize, const T: usize>(
+unsafe fn rows_at_once<F: Format, const R: usize, const T: usize>(
     codes: *const u8,
-    tables: &[Table],
+    scales: &[f32],
+    rounding: Rounding,
     dot: &Dot,
     sums: &mut [[f32; MOST_ROWS]],
 ) {
-    // With few rows of x, more chains hide the latency of the multiply-add.
-    let chains = if T <= 2 { 4 } else { 1 };
-    let pieces = tables.len() / R;
-    // SAFETY: the caller vouches for a whole row of codes for each `pieces` tables, and as many words of x.
+    let chains = chains(T);
+    let pieces = scales.len() / R;
+    let mut ahead = codes.wrapping_add(AHEAD);
+    // SAFETY: the caller vouches for a whole row of codes for each `pieces` scales, and as many words of x.
     unsafe {
         let mut parts = [[[F::zero(); 4]; T]; R];
         macro_rules! piece {
             ($piece:expr, $first_unit:expr) => {
+                let mut tables = [F::table(*scales.get_unchecked($piece), rounding); R];
+                for (r, table) in tables.iter_mut().enumerate().skip(1) {
+                    *table = F::table(*scales.get_unchecked(r * pieces + $piece), rounding);
+                }
                 for unit in 0..F::UNITS {
                     let offset = ($piece * F::UNITS + unit) * (PIECE / 2 / F::UNITS);
                     // No closure here: it would not inherit the instruction set.
                     let mut words = [[F::zero(); 2]; R];
                     for (r, words) in words.iter_mut().enumerate() {
-                        let bytes = codes.add(r * pieces * PIECE / 2 + offset);
-                        // Two pieces are a cache line.
-                        if $first_unit + unit == 0 {
-                            F::prefetch(bytes.wrapping_add(AHEAD));
-                        }
-                        *words = F::look_up(bytes, tables.get_unchecked(r * pieces + $piece));
+                        *words = F::look_up(codes.add(r * pieces * PIECE / 2 + offset), tables[r]);
                     }
                     let x = dot.b.add(($piece * F::UNITS + unit) * 2 * F::WIDTH);
                     for t in 0..T {
@@ -177,10 +203,17 @@ pub(super) unsafe fn rows_at_once<F: Format, const R: usize, const T: usize>(
         }
         let even = pieces & !1;
         for two in (0..even).step_by(2) {
+            // Two pieces of a row are a cache line.
+            for line in 0..R {
+                F::prefetch(ahead.wrapping_add(line * LINE));
+            }
+            ahead = ahead.wrapping_add(R * LINE);
             piece!(two, 0);
             piece!(two + 1, F::UNITS);
         }
         if even < pieces {
+            F::prefetch(ahead);
+            F::prefetch(ahead.wrapping_add(R * PIECE / 2));
             piece!(even, 0);
         }
         for (sums, parts) in sums.iter_mut().zip(&parts) {
@@ -195,28 +228,37 @@ pub(super) unsafe fn rows_at_once<F: Format, const R: usize, const T: usize>(
     }
 }
 
-/// All rows of a batch: in twos where x has several rows, so that each of them is loaded half as often.
+/// All rows of a batch: as many together as the registers have sums for, at most four.
 ///
 /// # Safety
 /// As [`RowsFn`].
 #[inline(always)]
 pub(super) unsafe fn batch<F: Format, const T: usize>(
     codes: *const u8,
-    tables: &[Table],
+    scales: &[f32],
+    rounding: Rounding,
     dot: &Dot,
     sums: &mut [[f32; MOST_ROWS]],
 ) {
-    let pieces = tables.len() / sums.len().max(1);
-    let at_once = if T <= 2 || 2 * T > F::MOST_SUMS { 1 } else { 2 };
-    let chunks = tables.chunks(at_once * pieces).zip(sums.chunks_mut(at_once));
-    for (chunk, (tables, sums)) in chunks.enumerate() {
+    let pieces = scales.len() / sums.len().max(1);
+    let fitting = F::MOST_SUMS / (T * chains(T));
+    let at_once = if fitting >= 4 { 4 } else { fitting.clamp(1, 2) };
+    let chunks = scales.chunks(at_once * pieces).zip(sums.chunks_mut(at_once));
+    for (chunk, (scales, sums)) in chunks.enumerate() {
         // SAFETY: passed on; the codes of `at_once` rows lie behind one another.
         unsafe {
-            let codes = codes.add(chunk * at_once * pieces * PIECE / 2);
-            if 2 * T <= F::MOST_SUMS && sums.len() == 2 {
-                rows_at_once::<F, 2, T>(codes, tables, dot, sums);
-            } else {
-                rows_at_once::<F, 1, T>(codes, tables, dot, sums);
+            let mut codes = codes.add(chunk * at_once * pieces * PIECE / 2);
+            if fitting >= 4 && sums.len() == 4 {
+                rows_at_once::<F, 4, T>(codes, scales, rounding, dot, sums);
+                continue;
+            }
+            if fitting >= 2 && sums.len() == 2 {
+                rows_at_once::<F, 2, T>(codes, scales, rounding, dot, sums);
+                continue;
+            }
+            for (scales, sums) in scales.chunks(pieces).zip(sums.chunks_mut(1)) {
+                rows_at_once::<F, 1, T>(codes, scales, rounding, dot, sums);
+                codes = codes.add(pieces * PIECE / 2);
             }
         }
     }

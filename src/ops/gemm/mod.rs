@@ -16,9 +16,11 @@ mod avx512;
 mod avx512bf16;
 mod driver;
 mod gemv;
+mod gemv_half;
 mod gemv_nf4;
 #[cfg(target_arch = "x86_64")]
 mod gemv_nf4_x86;
+mod gemv_row;
 mod kernel;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -45,6 +47,7 @@ use super::matrix::{MatMut, MatRef};
 use crate::device::{cpu_path, Compute, CpuPath};
 use crate::quant::{Nf4Matrix, Scales};
 use driver::Product;
+pub use gemv_row::{RowInput, RowProduct};
 use operand::Left;
 use pack_dense::Source;
 

@@ -1,0 +1,112 @@
+//! Token by token against the whole sequence at once, on one thread and on several.
+
+use crate::adapter::LoraConfig;
+use crate::device::Compute;
+use crate::model::random::RandomWeights;
+use crate::model::{self, KvCache, Llama, LoadOptions, Method, ModelConfig, Pass, Rows};
+use crate::ops::testing::bits;
+use crate::ops::{Arena, ParamStore, RandomStream};
+use crate::quant::QuantConfig;
+use serde_json::{json, Value};
+
+fn config(changes: &Value) -> ModelConfig {
+    let mut json = json!({
+        "model_type": "llama", "vocab_size": 131, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0, "hidden_act": "silu", "tie_word_embeddings": false,
+    });
+    let fields = changes.as_object().unwrap();
+    fields.iter().for_each(|(key, value)| json[key] = value.clone());
+    ModelConfig::from_json(json).unwrap()
+}
+
+fn load(changes: &Value, method: Method, lora: &LoraConfig) -> (Llama, ParamStore) {
+    let mut options = LoadOptions::training(method, QuantConfig::default(), lora, 3);
+    options.positions = 512;
+    let source = RandomWeights::new(1, 0.1);
+    let (model, mut params) = model::load(&config(changes), &source, &options, &mut |_, _| {}).unwrap();
+    // B starts at zero and the magnitude at the norm: give them values that count.
+    for param in params.iter_mut().filter(|p| p.name.contains("lora_B") || p.name.contains("magnitude")) {
+        let stream = RandomStream::derive(5, &param.name, &[]);
+        param.value.iter_mut().enumerate().for_each(|(i, value)| *value += 0.05 * stream.normal(i as u64));
+    }
+    (model, params)
+}
+
+fn ids(count: usize) -> Vec<u32> {
+    let stream = RandomStream::new(9, 9);
+    (0..count as u64).map(|i| stream.word(i) % 131).collect()
+}
+
+/// Logits after each token: the first `prompt` at once, then one by one.
+fn stepwise(threads: usize, model: &Llama, pass: &Pass<'_>, ids: &[u32], prompt: usize) -> Vec<Vec<f32>> {
+    let mut cache = KvCache::new(model, ids.len() + 3);
+    if prompt > 0 {
+        model.next_logits(pass, &ids[..prompt], &mut cache);
+    }
+    let mut step = |&id| model.decode_on(threads, pass, id, &mut cache).to_vec();
+    ids[prompt..].iter().map(&mut step).collect()
+}
+
+fn compare(name: &str, changes: &Value, method: Method, lora: &LoraConfig, compute: Compute, count: usize) {
+    let (mut model, params) = load(changes, method, lora);
+    let arena = Arena::new();
+    let dora = model.dora_scales(&params, &arena);
+    let pass = Pass { params: &params, dora: &dora, arena: &arena, compute, noise: None };
+    let ids = ids(count);
+    let positions: Vec<u32> = (0..count as u32).collect();
+    let all = 0..count;
+    let expected = model.logits(&pass, Rows { ids: &ids, positions: &positions, segments: &[all] });
+    let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+    let prompt = count / 2 / 7 * 7;
+    let found = stepwise(1, &model, &pass, &ids, prompt);
+    let tolerance = if compute == Compute::F32 { 1e-5 } else { 2e-2 };
+    for (row, found) in (prompt..).zip(&found) {
+        let expected = expected.row(row);
+        let largest = expected.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        let worst = expected.iter().zip(found).fold(0.0f32, |m, (e, f)| m.max((e - f).abs()));
+        assert!(worst <= tolerance * largest, "{name}: row {row}: {worst:e} of {largest:e}");
+    }
+    for threads in [2, 3, 5] {
+        let others = pool(threads).install(|| stepwise(threads, &model, &pass, &ids, prompt));
+        let equal = found.iter().zip(&others).all(|(a, b)| bits(a) == bits(b));
+        assert!(equal, "{name}: {threads} threads");
+    }
+    model.prepare_head(compute);
+    let prepared = stepwise(1, &model, &pass, &ids, prompt);
+    assert!(found.iter().zip(&prepared).all(|(a, b)| bits(a) == bits(b)), "{name}: the head in its own form");
+}
+
+#[test]
+fn token_by_token_gives_the_logits_of_the_sequence() {
+    let lora = LoraConfig { r: 5, alpha: 10.0, ..LoraConfig::default() };
+    let dora = LoraConfig { dora: true, ..lora.clone() };
+    let (plain, tied) = (json!({}), json!({"tie_word_embeddings": true}));
+    let odd =
+        json!({"attention_bias": true, "mlp_bias": true, "head_dim": 6, "hidden_size": 36, "intermediate_size": 50});
+    // 12 queries to a key-value head: more than the row kernel takes.
+    let many = json!({"num_attention_heads": 12, "num_key_value_heads": 1, "head_dim": 16});
+    for compute in [Compute::F32, Compute::Bf16] {
+        compare("nf4 + lora", &plain, Method::Qlora, &lora, compute, 40);
+        compare("nf4 + dora", &tied, Method::Qlora, &dora, compute, 20);
+        compare("dense, biases, odd sizes", &odd, Method::Lora, &lora, compute, 20);
+        compare("every weight trained", &tied, Method::Full, &lora, compute, 20);
+        compare("one key-value head", &many, Method::Qlora, &lora, compute, 300);
+    }
+    // Several parts of attention.
+    compare("a long sequence", &plain, Method::Qlora, &lora, Compute::F32, 400);
+}
+
+#[test]
+fn forgotten_tokens_do_not_come_back() {
+    let (model, params) = load(&json!({}), Method::Qlora, &LoraConfig::default());
+    let (arena, dora) = (Arena::new(), Default::default());
+    let pass = Pass { params: &params, dora: &dora, arena: &arena, compute: Compute::F32, noise: None };
+    let ids = ids(12);
+    let mut cache = KvCache::new(&model, 16);
+    let first: Vec<Vec<f32>> = ids.iter().map(|&id| model.decode_on(1, &pass, id, &mut cache).to_vec()).collect();
+    cache.truncate(5);
+    assert_eq!(cache.len(), 5);
+    let again: Vec<Vec<f32>> = ids[5..].iter().map(|&id| model.decode_on(1, &pass, id, &mut cache).to_vec()).collect();
+    assert!(first[5..].iter().zip(&again).all(|(a, b)| bits(a) == bits(b)));
+}

@@ -1,0 +1,114 @@
+//! `y[N] = w[N,K] · x[K]` of one row, in pieces: decoding shares the rows of a weight out among threads that all work on
+//! the same token, so neither the sharing nor the waiting is done here.
+//!
+//! Invariant: a sum depends on its row alone, and equals that of `matmul_nt` with one row of x.
+
+use super::gemv::{self, Order};
+use super::gemv_half;
+use super::gemv_nf4::Fused;
+use super::kernel::{Dot, Kernels};
+use super::pack_dense::Source;
+use super::WeightRef;
+use crate::device::{cpu_path, Compute};
+use std::ops::Range;
+
+/// A weight to be multiplied with single rows of x.
+#[derive(Clone, Copy)]
+pub struct RowProduct<'a> {
+    source: Source<'a>,
+    kernels: &'static Kernels,
+    fused: Option<Fused<'a>>,
+}
+
+/// A row of x in the order and format that weights want it in: `[0]` plain, `[1]` for NF4 codes. Empty until wanted.
+#[derive(Default)]
+pub struct RowInput {
+    words: [Vec<f32>; 2],
+    ordered: Vec<f32>,
+    len: usize,
+}
+
+impl RowInput {
+    /// Takes in another row; the weights that it will be multiplied with are in `products`.
+    pub fn load<'a>(&mut self, x: &[f32], products: impl Iterator<Item = RowProduct<'a>>) {
+        self.len = x.len();
+        let mut loaded = [false; 2];
+        for product in products {
+            let form = product.form();
+            if !std::mem::replace(&mut loaded[form], true) {
+                self.load_form(x, &product);
+            }
+        }
+    }
+
+    fn load_form(&mut self, x: &[f32], product: &RowProduct<'_>) {
+        let RowInput { words, ordered, .. } = self;
+        let words = &mut words[product.form()];
+        // Whole vectors may be read, and what lies beyond x must be zero.
+        words.clear();
+        words.resize(x.len().next_multiple_of(16) + 16, 0.0);
+        let x = match product.order() {
+            Some(order) => {
+                ordered.resize(x.len(), 0.0);
+                order(x, ordered);
+                &ordered[..]
+            }
+            None => x,
+        };
+        product.source.convert(product.kernels, x, words);
+    }
+}
+
+impl<'a> RowProduct<'a> {
+    /// The product with `weight`.
+    pub fn new(weight: WeightRef<'a>, compute: Compute) -> RowProduct<'a> {
+        weight.check();
+        let source = Source { weight, transposed: true, compute, path: cpu_path() };
+        let kernels = Kernels::of(source.path, compute);
+        let fused = match weight {
+            WeightRef::Nf4(matrix) => Fused::new(&source, kernels, matrix, 1),
+            _ => None,
+        };
+        RowProduct { source, kernels, fused }
+    }
+
+    /// N.
+    pub fn rows(&self) -> usize {
+        self.source.weight.rows()
+    }
+
+    /// Bytes of a row, about.
+    pub fn row_bytes(&self) -> usize {
+        gemv::row_bytes(self.source.weight)
+    }
+
+    fn order(&self) -> Option<Order> {
+        self.fused.map(|fused| fused.order())
+    }
+
+    fn form(&self) -> usize {
+        usize::from(self.fused.is_some())
+    }
+
+    /// Hands `put` each row of a range with its sum. `x` must have been loaded for this product.
+    pub fn sums(&self, x: &RowInput, rows: Range<usize>, put: &mut dyn FnMut(usize, f32)) {
+        assert!(x.len == self.source.weight.cols() && rows.end <= self.rows());
+        let words = &x.words[self.form()];
+        assert!(words.len() >= x.len.div_ceil(self.kernels.per_word()).next_multiple_of(16));
+        let dot = Dot { a: std::ptr::null(), b: words.as_ptr(), b_row: 0, words: 0 };
+        let mut each = |first: usize, _: Range<usize>, sums: &[[f32; super::kernel::MOST_ROWS]]| {
+            (first..).zip(sums).for_each(|(row, sums)| put(row, sums[0]));
+        };
+        match &self.fused {
+            // SAFETY: made for this weight and one row of x, which is there in its order.
+            Some(fused) => unsafe { fused.sums(rows, dot, &mut each) },
+            None if gemv_half::applies(&self.source) => {
+                for row in rows {
+                    let sum = gemv_half::product(self.source.path, self.source.weight, row, &words[..x.len]);
+                    put(row, sum);
+                }
+            }
+            None => gemv::sums(&self.source, self.kernels, (rows, 1), dot, &mut each),
+        }
+    }
+}
