@@ -1,5 +1,7 @@
 //! One matrix product, timed against the arithmetic peak.
 
+#![allow(dead_code)] // not every bench uses every part
+
 use crate::peak::{now, peak_rate};
 use llamantino::device::Compute;
 use llamantino::ops::gemm::{matmul_nn, matmul_nt, matmul_tn, Store, WeightRef};
