@@ -139,3 +139,65 @@ fn llamantino_prompts_have_the_ids_and_the_trained_tokens_of_the_reference() {
         assert_eq!(found_spans, spans, "{name}");
     }
 }
+
+/// Every built-in template as ids and trained flags, by the file that `scripts/golden_chat.py` made.
+fn check_labels(name: &str, tokenizer: &Tokenizer) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/chat/labels.json");
+    let golden = read(&path);
+    let dante = conversation(
+        &[("Chi era Dante?", Some("Un poeta.\nDi Firenze.")), ("E Virgilio?", Some("Un altro poeta."))],
+        None,
+    );
+    let without_system = Conversation {
+        messages: std::iter::once(Message::new(Role::System, "")).chain(dante.messages.clone()).collect(),
+    };
+    let task = |input: &str| Instruction {
+        instruction: "Traduci.".into(),
+        input: input.into(),
+        response: "Il mare è blu.".into(),
+    };
+    let cases = golden[name].as_object().unwrap();
+    assert_eq!(cases.len(), 11);
+    for (case, expected) in cases {
+        let plain = case.strip_suffix("-without-input").unwrap_or(case);
+        let template = plain.strip_suffix("-without-system").unwrap_or(plain);
+        let input = if plain == case { "The sea\nis blue." } else { "" };
+        let template = Template::builtin(template).unwrap();
+        let found = match template.is_instruction() {
+            true if case == "completion" => template.render_instruction(tokenizer, &task(""), Mode::Training),
+            true => template.render_instruction(tokenizer, &task(input), Mode::Training),
+            false if case.ends_with("-without-system") => template.render(tokenizer, &without_system, Mode::Training),
+            false => template.render(tokenizer, &dante, Mode::Training),
+        }
+        .unwrap();
+        let ids: Vec<u32> = serde_json::from_value(expected["ids"].clone()).unwrap();
+        assert_eq!(found.ids, ids, "{name}, {case}");
+        let trained: Vec<u8> = serde_json::from_value(expected["trained"].clone()).unwrap();
+        assert_eq!(found.trained.iter().map(|&flag| u8::from(flag)).collect::<Vec<_>>(), trained, "{name}, {case}");
+    }
+}
+
+#[test]
+fn templates_have_the_labels_of_the_tokenizers_library_on_the_bundled_tokenizer() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/quickstart/model");
+    check_labels("bundled", &Tokenizer::load(&folder, None).unwrap());
+}
+
+#[test]
+fn templates_have_the_labels_of_the_tokenizers_library_on_the_llama2_tokenizer() {
+    let test = "templates_have_the_labels_of_the_tokenizers_library_on_the_llama2_tokenizer";
+    let Some(vocabulary) = folder("LLAMANTINO_LLAMA2_VOCAB", test) else { return };
+    // The vocabulary as a GGUF file; our own import makes the tokenizer of it.
+    let files = llamantino::model::gguf::tokenizer_files(&vocabulary).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let config = json!({"model_type": "llama", "vocab_size": 32000, "bos_token_id": 1, "eos_token_id": 2});
+    for (name, content) in [
+        ("tokenizer.json", &files.tokenizer),
+        ("tokenizer_config.json", &files.tokenizer_config),
+        ("config.json", &config),
+    ] {
+        std::fs::write(folder.path().join(name), content.to_string()).unwrap();
+    }
+    let tokenizer = Tokenizer::load(folder.path(), None).unwrap();
+    check_labels("llama2", &tokenizer);
+}

@@ -3,6 +3,7 @@
 mod tiny_run;
 
 use llamantino::checkpoint::{Checkpoints, FileRecord, KeepPolicy, Manifest, RunState, MANIFEST_FILE, STATE_FILE};
+use llamantino::data::SourceConfig;
 use llamantino::model::{Checkpoint, Method};
 use llamantino::optim::OptimizerKind;
 use llamantino::train::folder::Beginning;
@@ -58,6 +59,28 @@ fn full_training() {
     every_step(|config| {
         config.method = Method::Full;
         config.optimizer.learning_rate = 1e-3;
+    });
+}
+
+#[test]
+fn weighted_sources_one_of_dialogues() {
+    every_step(|config| {
+        let text = PathBuf::from(&config.data.paths[0]);
+        let dialogues = text.with_file_name("dialogues.jsonl");
+        let lines = (0..40).map(|i| format!("{{\"data\": [\"Conta {i}\", \"{}\"]}}\n", "uno due ".repeat(1 + i % 4)));
+        fs::write(&dialogues, lines.collect::<String>()).unwrap();
+        let source = |path: &PathBuf, weight| SourceConfig {
+            paths: vec![path.display().to_string()],
+            template: "llamantino-chat".into(),
+            system: Some(String::new()),
+            weight: Some(weight),
+            ..SourceConfig::default()
+        };
+        config.data.paths.clear();
+        config.data.held_out_files.clear();
+        config.data.source = vec![source(&text, 1.0), source(&dialogues, 3.0)];
+        config.data.packing = false;
+        config.data.group_by_length = true;
     });
 }
 

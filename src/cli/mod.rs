@@ -6,6 +6,7 @@ pub mod bench;
 pub mod chain;
 pub mod chat;
 pub mod completions;
+pub mod data;
 pub mod diff;
 pub mod doctor;
 pub mod generate;
@@ -43,6 +44,8 @@ pub struct Cli {
 pub enum Command {
     /// Train an adapter (or a whole model) as a TOML file says.
     Train(train::TrainArgs),
+    /// Show what the model will see of the data, or tokenise it ahead of time.
+    Data(data::DataArgs),
     /// Say what a run will take in memory and time, before anything is loaded.
     Plan(plan::PlanArgs),
     /// Fold an adapter into its base: a model that transformers loads.
@@ -83,6 +86,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
     device::check()?;
     match cli.command {
         Command::Train(args) => train::run(args),
+        Command::Data(args) => data::run(args),
         Command::Plan(args) => plan::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Merge(args) => merge::run(args),

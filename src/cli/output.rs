@@ -13,8 +13,12 @@ pub fn data(text: &str) {
 
 /// Writes clap's help or version to stdout, in colours only where a person reads it.
 pub fn help(text: &clap::builder::StyledStr) {
-    let coloured = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-    data(&if coloured { text.ansi().to_string() } else { text.to_string() });
+    data(&if stdout_takes_colours() { text.ansi().to_string() } else { text.to_string() });
+}
+
+/// Whether stdout is read by a person who wants colours.
+pub fn stdout_takes_colours() -> bool {
+    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
 }
 
 /// Writes a line for a person to stderr.

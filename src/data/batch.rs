@@ -2,7 +2,8 @@
 //!
 //! Invariant: the micro-batch at a cursor is a function of corpus, settings and cursor alone. Documents are shuffled by
 //! the seed and packed once, so that every epoch has the same number of micro-batches; the order of windows is drawn
-//! again for each epoch. Resuming is [`Batches::seek`] with a saved cursor.
+//! again for each epoch. Where sources have weights an epoch takes other documents than the one before ([`Mix`]), and
+//! they are packed anew. Resuming is [`Batches::seek`] with a saved cursor.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::corpus::TokenizedCorpus;
+use super::mix::Mix;
 use super::pack::{in_order, one_by_one, pack, Piece, Windows};
 use crate::error::{Error, Result};
 use crate::ops::RandomStream;
@@ -69,26 +71,31 @@ impl MicroBatch {
         self.text_target.iter().filter(|&&text| text).count()
     }
 
-    fn push(&mut self, corpus: &TokenizedCorpus, piece: &Piece) {
-        let (document, start, rows) = (piece.document as usize, piece.start as usize, piece.rows as usize);
+    fn push(&mut self, corpus: &TokenizedCorpus, piece: &Piece, length: usize) {
+        let document = piece.document as usize;
+        let (part, place) = corpus.place(document);
+        let (ids, kind) = (part.ids(place), part.kind(place));
+        let rows = piece.rows(corpus.fit().rows(part, place), length);
         let first = self.rows();
-        let mut fed = corpus.token(document, start).0;
-        for position in 0..rows {
-            let (target, text) = corpus.token(document, start + position + 1);
-            self.ids.push(fed);
-            // Ids are far below 2³¹: the tokenizer bounds them by the embedding.
-            self.targets.push(target as i32);
-            self.positions.push(position as u32);
-            self.text_target.push(text);
-            fed = target;
+        self.ids.extend(&ids[rows.clone()]);
+        self.positions.extend(0..rows.len() as u32);
+        self.targets.resize(first + rows.len(), IGNORE);
+        self.text_target.resize(first + rows.len(), false);
+        for span in part.spans(place) {
+            for token in span.start.max(rows.start + 1)..span.end.min(rows.end + 1) {
+                let row = first + token - rows.start - 1;
+                // Ids are far below 2³¹: the tokenizer bounds them by the embedding.
+                self.targets[row] = ids[token] as i32;
+                self.text_target[row] = corpus.is_text(kind, ids[token], token, ids.len());
+            }
         }
-        self.segments.push(first..first + rows);
-        self.text_bytes += corpus.bytes_of(document, start + 1..start + rows + 1);
+        self.segments.push(first..first + rows.len());
+        self.text_bytes += corpus.bytes_of(document, rows.start + 1..rows.end + 1);
     }
 
-    fn of<'a>(corpus: &TokenizedCorpus, windows: impl Iterator<Item = &'a [Piece]>) -> MicroBatch {
+    fn of<'a>(corpus: &TokenizedCorpus, length: usize, windows: impl Iterator<Item = &'a [Piece]>) -> MicroBatch {
         let mut batch = MicroBatch::default();
-        windows.flatten().for_each(|piece| batch.push(corpus, piece));
+        windows.flatten().for_each(|piece| batch.push(corpus, piece, length));
         batch
     }
 }
@@ -100,6 +107,8 @@ pub struct BatchSettings {
     pub sequence_length: usize,
     /// Whether short documents share windows.
     pub packing: bool,
+    /// Whether windows of like length come together.
+    pub group_by_length: bool,
     /// Windows in a micro-batch.
     pub windows: usize,
     /// Seed of all shuffles.
@@ -120,11 +129,15 @@ pub struct BatchCursor {
 pub struct Batches {
     corpus: Arc<TokenizedCorpus>,
     settings: BatchSettings,
+    mix: Option<Mix>,
     windows: Windows,
     /// Order of windows in the cursor's epoch.
-    order: Vec<usize>,
+    order: Vec<u32>,
     cursor: BatchCursor,
 }
+
+/// Windows that are sorted by length together, in micro-batches: as transformers' `group_by_length` has it.
+const GROUP: usize = 50;
 
 impl Batches {
     /// Packs `corpus` and starts at epoch 0.
@@ -135,25 +148,116 @@ impl Batches {
         if settings.sequence_length == 0 || settings.windows == 0 {
             return Err(Error::usage("a micro-batch needs at least one window of at least one row"));
         }
-        let order = RandomStream::derive(settings.seed, "documents", &[]).permutation(corpus.len());
-        let documents = order.into_iter().map(|document| (document, corpus.rows(document)));
-        let windows = match settings.packing {
-            true => pack(documents, settings.sequence_length),
-            false => one_by_one(documents, settings.sequence_length),
-        };
-        if windows.is_empty() {
-            return Err(Error::failed(format!(
-                "nothing to train on: {} documents, none with a token to predict",
-                corpus.len()
-            )));
+        let mix = Mix::of(&corpus, settings.seed)?;
+        let (windows, order) = (Windows::default(), Vec::new());
+        let mut batches = Batches { corpus, settings, mix, windows, order, cursor: BatchCursor::default() };
+        batches.windows = batches.pack_epoch(0);
+        if batches.windows.is_empty() {
+            let count = batches.corpus.len();
+            return Err(Error::failed(format!("nothing to train on: {count} documents, none with a token to predict")));
         }
-        let mut batches = Batches { corpus, settings, windows, order: Vec::new(), cursor: BatchCursor::default() };
         batches.order = batches.epoch_order(0);
         Ok(batches)
     }
 
-    fn epoch_order(&self, epoch: u64) -> Vec<usize> {
-        RandomStream::derive(self.settings.seed, "windows", &[epoch]).permutation(self.windows.len())
+    /// The windows of an epoch; without weights those of every other epoch too.
+    fn pack_epoch(&self, epoch: u64) -> Windows {
+        let BatchSettings { sequence_length: length, packing, seed, .. } = self.settings;
+        let corpus = &*self.corpus;
+        let order = match &self.mix {
+            Some(mix) => mix.documents(epoch),
+            None => RandomStream::derive(seed, "documents", &[]).permutation(corpus.len()),
+        };
+        let documents = order.into_iter().map(|document| (document, corpus.rows(document)));
+        let useful = |document, rows| corpus.trained_rows(document, rows) > 0;
+        match packing {
+            true => pack(documents, length, &useful),
+            false => one_by_one(documents, length, &useful),
+        }
+    }
+
+    fn epoch_order(&self, epoch: u64) -> Vec<u32> {
+        let order = RandomStream::derive(self.settings.seed, "windows", &[epoch]).permutation(self.windows.len());
+        let order: Vec<u32> = order.into_iter().map(|window| window as u32).collect();
+        match self.settings.group_by_length {
+            true => self.grouped(order, epoch),
+            false => order,
+        }
+    }
+
+    /// `order` with windows of like length in one micro-batch, the micro-batches in random order.
+    fn grouped(&self, mut order: Vec<u32>, epoch: u64) -> Vec<u32> {
+        let size = self.settings.windows;
+        for group in order.chunks_mut(size * GROUP) {
+            group.sort_by_key(|&window| std::cmp::Reverse(self.window_rows(window as usize)));
+        }
+        // The last micro-batch may be smaller; it stays the last, so that all others are full.
+        let full = order.len() / size;
+        let shuffled = RandomStream::derive(self.settings.seed, "groups", &[epoch]).permutation(full);
+        let mut grouped: Vec<u32> = Vec::with_capacity(order.len());
+        shuffled.into_iter().for_each(|group| grouped.extend(&order[group * size..(group + 1) * size]));
+        grouped.extend(&order[full * size..]);
+        grouped
+    }
+
+    fn window_rows(&self, window: usize) -> usize {
+        let rows = |piece: &Piece| piece.rows(self.corpus.rows(piece.document as usize), self.settings.sequence_length);
+        self.windows.get(window).iter().map(|piece| rows(piece).len()).sum()
+    }
+
+    /// Goes to an epoch.
+    fn enter(&mut self, epoch: u64) {
+        if self.mix.is_some() {
+            self.windows = self.pack_epoch(epoch);
+        }
+        self.order = self.epoch_order(epoch);
+        self.cursor = BatchCursor { epoch, index: 0 };
+    }
+
+    /// Optimizer steps until at least `rows` rows were seen, from the first epoch on.
+    pub fn steps_for_rows(&self, rows: u64, micro_batches_per_step: u64) -> u64 {
+        let mut walk = self.clone();
+        walk.enter(0);
+        let (mut seen, mut steps) = (0, 0);
+        while seen < rows {
+            steps += 1;
+            let count = walk.left_in_epoch().min(micro_batches_per_step.max(1));
+            for _ in 0..count {
+                seen += walk.at_cursor().map(|window| walk.window_rows(window) as u64).sum::<u64>();
+                walk.advance();
+            }
+        }
+        steps
+    }
+
+    /// The windows of the micro-batch at the cursor.
+    fn at_cursor(&self) -> impl Iterator<Item = usize> + '_ {
+        let first = self.cursor.index as usize * self.settings.windows;
+        let last = (first + self.settings.windows).min(self.windows.len());
+        self.order[first..last].iter().map(|&window| window as usize)
+    }
+
+    /// Moves the cursor on, into the next epoch after the last micro-batch.
+    fn advance(&mut self) {
+        self.cursor.index += 1;
+        if self.cursor.index == self.micro_batches_per_epoch() {
+            self.enter(self.cursor.epoch + 1);
+        }
+    }
+
+    /// Rows of the present epoch that predict a trained token.
+    pub fn trained_rows(&self) -> u64 {
+        let length = self.settings.sequence_length;
+        let trained = |piece: &Piece| {
+            let document = piece.document as usize;
+            self.corpus.trained_rows(document, piece.rows(self.corpus.rows(document), length)) as u64
+        };
+        self.windows.iter().flatten().map(trained).sum()
+    }
+
+    /// Rows of the windows of the present epoch, by window.
+    pub fn rows_by_window(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.windows.len()).map(|window| self.window_rows(window))
     }
 
     /// The corpus.
@@ -192,6 +296,9 @@ impl Batches {
     /// # Errors
     /// A cursor beyond the epoch: it was saved with other data or settings.
     pub fn seek(&mut self, cursor: BatchCursor) -> Result<()> {
+        if cursor.epoch != self.cursor.epoch {
+            self.enter(cursor.epoch);
+        }
         let count = self.micro_batches_per_epoch();
         if cursor.index >= count {
             return Err(Error::failed(format!(
@@ -200,33 +307,25 @@ impl Batches {
             ))
             .hint("resume with the data and the settings the run was started with"));
         }
-        if cursor.epoch != self.cursor.epoch {
-            self.order = self.epoch_order(cursor.epoch);
-        }
         self.cursor = cursor;
         Ok(())
     }
 
     /// The micro-batch at the cursor; moves the cursor on, into the next epoch after the last.
     pub fn next_micro_batch(&mut self) -> MicroBatch {
-        let first = self.cursor.index as usize * self.settings.windows;
-        let last = (first + self.settings.windows).min(self.windows.len());
-        let windows = self.order[first..last].iter().map(|&window| self.windows.get(window));
-        let batch = MicroBatch::of(&self.corpus, windows);
-        self.cursor.index += 1;
-        if self.cursor.index == self.micro_batches_per_epoch() {
-            self.cursor = BatchCursor { epoch: self.cursor.epoch + 1, index: 0 };
-            self.order = self.epoch_order(self.cursor.epoch);
-        }
+        let windows = self.at_cursor().map(|window| self.windows.get(window));
+        let batch = MicroBatch::of(&self.corpus, self.settings.sequence_length, windows);
+        self.advance();
         batch
     }
 
     /// blake3 of everything that decides the batches; a checkpoint keeps it beside the cursor.
     pub fn fingerprint(&self) -> blake3::Hash {
-        let BatchSettings { sequence_length, packing, windows, seed } = self.settings;
+        let BatchSettings { sequence_length, packing, group_by_length, windows, seed } = self.settings;
         let mut hasher = blake3::Hasher::new();
         hasher.update(self.corpus.fingerprint().as_bytes());
-        for number in [sequence_length as u64, u64::from(packing), windows as u64, seed] {
+        let flags = u64::from(packing) | u64::from(group_by_length) << 1;
+        for number in [sequence_length as u64, flags, windows as u64, seed] {
             hasher.update(&number.to_le_bytes());
         }
         hasher.finalize()
@@ -243,10 +342,11 @@ pub fn evaluation_batches(
     windows: usize,
 ) -> impl ExactSizeIterator<Item = MicroBatch> + '_ {
     assert!(sequence_length > 0 && windows > 0, "evaluation needs windows of at least one row");
-    let packed = in_order((0..corpus.len()).map(|document| (document, corpus.rows(document))), sequence_length);
+    let documents = (0..corpus.len()).map(|document| (document, corpus.rows(document)));
+    let packed = in_order(documents, sequence_length, &|document, rows| corpus.trained_rows(document, rows) > 0);
     (0..packed.len().div_ceil(windows)).map(move |index| {
         let last = ((index + 1) * windows).min(packed.len());
-        MicroBatch::of(corpus, (index * windows..last).map(|window| packed.get(window)))
+        MicroBatch::of(corpus, sequence_length, (index * windows..last).map(|window| packed.get(window)))
     })
 }
 

@@ -2,6 +2,8 @@
 //!
 //! A key of a source that is left out is that of `[data]`; without any source, `[data]` itself is the only one.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use super::formats;
@@ -179,7 +181,8 @@ impl DataConfig {
                     true => self.held_out_fraction,
                     false => source.held_out_fraction.unwrap_or(0.0),
                 },
-                held_out_files: match rule {
+                // Files belong to one source: those of [data] only where it is itself the source.
+                held_out_files: match self.source.is_empty() {
                     true => self.held_out_files.clone(),
                     false => source.held_out_files.clone(),
                 },
@@ -194,6 +197,20 @@ impl DataConfig {
         let sources = self.sources();
         let paths = sources.iter().flat_map(|source| source.paths.clone());
         paths.chain(sources.iter().flat_map(|source| source.held_out_files.clone())).collect()
+    }
+
+    /// Whether some tokens will not be targets, as far as the names of formats and the first records tell.
+    pub fn ignores_tokens(&self) -> bool {
+        self.sources().iter().any(|source| {
+            let first = || formats::find_files(&source.paths).ok()?.into_iter().next();
+            let recognised =
+                |path: PathBuf| formats::Entries::open(&path, None).ok().map(|entries| entries.recognised.format);
+            let format = match formats::by_name(&source.format) {
+                Ok(Some(format)) => Some(format.name),
+                _ => first().and_then(recognised),
+            };
+            format.is_some_and(|format| format != "text") && source.trained != Some(Trained::All)
+        })
     }
 
     /// Whether some source holds something out.
@@ -245,6 +262,10 @@ impl Section for DataConfig {
         let grouped = self.group_by_length && self.packing;
         problems.expect(!grouped, "group_by_length", "false, or packing = false", self.group_by_length);
         check_held_out(problems, self.held_out_fraction, &self.held_out_files);
+        if !self.source.is_empty() && !self.held_out_files.is_empty() {
+            problems
+                .add("held_out_files", "there are [[data.source]] entries; give these files to the one they belong to");
+        }
         problems.expect(!self.cache.is_empty(), "cache", "auto, off or a folder", &self.cache);
         problems.sections("source", &self.source);
         let weighted = self.source.iter().filter(|source| source.weight.is_some()).count();

@@ -5,43 +5,59 @@
 //! never cut. Full pieces fill a window alone; the others are packed best-fit decreasing within buffers of
 //! [`BUFFER_DOCUMENTS`] documents: the longest first, each into the fullest window that still takes it (Johnson 1973:
 //! at most 11/9 of the optimum). No row is ever padding, so a window may be shorter than `sequence_length`.
+//!
+//! What stays in memory is 8 bytes a piece and 4 a window; how long a piece is follows from its document.
+
+use std::ops::Range;
 
 /// Documents that are packed together. Larger buffers gain nothing measurable; smaller ones leave gaps.
-pub const BUFFER_DOCUMENTS: usize = 8192;
+pub const BUFFER_DOCUMENTS: usize = 1 << 16;
 
-/// Consecutive rows of one document.
+/// Consecutive rows of one document, as many as a window takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Piece {
     /// Which document.
     pub document: u32,
-    /// Its first row.
-    pub start: u32,
-    /// How many.
-    pub rows: u32,
+    /// Which stretch of it: its first row is this times the window's length.
+    pub number: u32,
+}
+
+impl Piece {
+    /// The rows of a piece, of a document with so many rows.
+    pub fn rows(&self, of_document: usize, length: usize) -> Range<usize> {
+        let start = self.number as usize * length;
+        start..(start + length).min(of_document)
+    }
 }
 
 /// Windows, each a list of pieces.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Windows {
     pieces: Vec<Piece>,
-    ends: Vec<usize>,
+    /// Pieces up to the end of each window; none where every window has one.
+    ends: Option<Vec<u32>>,
 }
 
 impl Windows {
+    fn with_several_pieces() -> Windows {
+        Windows { pieces: Vec::new(), ends: Some(Vec::new()) }
+    }
+
     /// Number of windows.
     pub fn len(&self) -> usize {
-        self.ends.len()
+        self.ends.as_ref().map_or(self.pieces.len(), Vec::len)
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.ends.is_empty()
+        self.len() == 0
     }
 
     /// The pieces of a window.
     pub fn get(&self, window: usize) -> &[Piece] {
-        let start = if window == 0 { 0 } else { self.ends[window - 1] };
-        &self.pieces[start..self.ends[window]]
+        let Some(ends) = &self.ends else { return &self.pieces[window..=window] };
+        let start = if window == 0 { 0 } else { ends[window - 1] as usize };
+        &self.pieces[start..ends[window] as usize]
     }
 
     /// All windows in order.
@@ -49,9 +65,11 @@ impl Windows {
         (0..self.len()).map(|window| self.get(window))
     }
 
-    fn push(&mut self, pieces: &[Piece]) {
-        self.pieces.extend_from_slice(pieces);
-        self.ends.push(self.pieces.len());
+    fn push(&mut self, pieces: impl IntoIterator<Item = Piece>) {
+        self.pieces.extend(pieces);
+        if let Some(ends) = &mut self.ends {
+            ends.push(self.pieces.len() as u32);
+        }
     }
 }
 
@@ -59,27 +77,33 @@ impl Windows {
 pub trait Documents: Iterator<Item = (usize, usize)> {}
 impl<I: Iterator<Item = (usize, usize)>> Documents for I {}
 
-/// The pieces of a document.
-fn cut(document: usize, rows: usize, length: usize) -> impl Iterator<Item = Piece> {
-    let piece = move |start: usize| Piece {
-        document: document as u32,
-        start: start as u32,
-        rows: (rows - start).min(length) as u32,
-    };
-    (0..rows).step_by(length).map(piece)
+/// Whether some rows of a document predict anything. Asked only of documents that are cut.
+pub type Useful<'a> = &'a dyn Fn(usize, Range<usize>) -> bool;
+
+/// The pieces of a document with their number of rows.
+fn cut<'a>(
+    document: usize,
+    rows: usize,
+    length: usize,
+    useful: Useful<'a>,
+) -> impl Iterator<Item = (Piece, usize)> + 'a {
+    let piece = move |number: usize| Piece { document: document as u32, number: number as u32 };
+    let piece = move |number| (piece(number), piece(number).rows(rows, length));
+    let kept = move |(_, range): &(Piece, Range<usize>)| rows <= length || useful(document, range.clone());
+    (0..rows.div_ceil(length)).map(piece).filter(kept).map(|(piece, range)| (piece, range.len()))
 }
 
 /// Packs documents for training, deterministically for a given order. `length` is at least 1.
-pub fn pack(documents: impl Documents, length: usize) -> Windows {
-    let mut windows = Windows::default();
+pub fn pack(documents: impl Documents, length: usize, useful: Useful) -> Windows {
+    let mut windows = Windows::with_several_pieces();
     let mut packer = Packer::new(length);
     let mut buffered = 0;
     for (document, rows) in documents {
-        for piece in cut(document, rows, length) {
-            if piece.rows as usize == length {
-                windows.push(&[piece]);
+        for (piece, rows) in cut(document, rows, length, useful) {
+            if rows == length {
+                windows.push([piece]);
             } else {
-                packer.pieces.push(piece);
+                packer.pieces.push((piece, rows));
             }
         }
         buffered += 1;
@@ -93,32 +117,31 @@ pub fn pack(documents: impl Documents, length: usize) -> Windows {
 }
 
 /// One piece a window, in order.
-pub fn one_by_one(documents: impl Documents, length: usize) -> Windows {
+pub fn one_by_one(documents: impl Documents, length: usize, useful: Useful) -> Windows {
     let mut windows = Windows::default();
     for (document, rows) in documents {
-        cut(document, rows, length).for_each(|piece| windows.push(&[piece]));
+        windows.pieces.extend(cut(document, rows, length, useful).map(|(piece, _)| piece));
     }
     windows
 }
 
 /// Pieces in order, as many to a window as fit: for evaluation.
-pub fn in_order(documents: impl Documents, length: usize) -> Windows {
-    let mut windows = Windows::default();
+pub fn in_order(documents: impl Documents, length: usize, useful: Useful) -> Windows {
+    let mut windows = Windows::with_several_pieces();
     let mut open: Vec<Piece> = Vec::new();
     let mut filled = 0;
     for (document, rows) in documents {
-        for piece in cut(document, rows, length) {
-            if filled + piece.rows as usize > length {
-                windows.push(&open);
-                open.clear();
+        for (piece, rows) in cut(document, rows, length, useful) {
+            if filled + rows > length {
+                windows.push(open.drain(..));
                 filled = 0;
             }
-            filled += piece.rows as usize;
+            filled += rows;
             open.push(piece);
         }
     }
     if !open.is_empty() {
-        windows.push(&open);
+        windows.push(open);
     }
     windows
 }
@@ -126,7 +149,7 @@ pub fn in_order(documents: impl Documents, length: usize) -> Windows {
 /// Best-fit decreasing over one buffer.
 struct Packer {
     length: usize,
-    pieces: Vec<Piece>,
+    pieces: Vec<(Piece, usize)>,
     /// Open windows by the rows they still take.
     by_space: Vec<Vec<usize>>,
     /// One bit for each space that has an open window.
@@ -143,10 +166,9 @@ impl Packer {
         self.spaces.fill(0);
         let mut pieces = std::mem::take(&mut self.pieces);
         // Stable: pieces of equal length keep the order in which they came.
-        pieces.sort_by_key(|piece| std::cmp::Reverse(piece.rows));
+        pieces.sort_by_key(|(_, rows)| std::cmp::Reverse(*rows));
         let mut bins: Vec<Vec<Piece>> = Vec::new();
-        for piece in pieces.drain(..) {
-            let rows = piece.rows as usize;
+        for (piece, rows) in pieces.drain(..) {
             let (bin, space) = self.take(rows).unwrap_or_else(|| {
                 bins.push(Vec::new());
                 (bins.len() - 1, self.length)
@@ -154,7 +176,7 @@ impl Packer {
             bins[bin].push(piece);
             self.put(bin, space - rows);
         }
-        bins.iter().for_each(|bin| windows.push(bin));
+        bins.into_iter().for_each(|bin| windows.push(bin));
         self.pieces = pieces;
     }
 
@@ -191,8 +213,10 @@ mod tests {
         (0..count).map(|i| (i, (random.uniform(i as u64).powi(3) * 700.0) as usize)).collect()
     }
 
-    fn rows(pieces: &[Piece]) -> usize {
-        pieces.iter().map(|piece| piece.rows as usize).sum()
+    const ALL: Useful = &|_, _| true;
+
+    fn rows(documents: &[(usize, usize)], window: &[Piece], length: usize) -> usize {
+        window.iter().map(|piece| piece.rows(documents[piece.document as usize].1, length).len()).sum()
     }
 
     #[test]
@@ -200,16 +224,16 @@ mod tests {
         let documents = documents(3000);
         for length in [1, 7, 64, 128, 1024] {
             for windows in [
-                pack(documents.iter().copied(), length),
-                one_by_one(documents.iter().copied(), length),
-                in_order(documents.iter().copied(), length),
+                pack(documents.iter().copied(), length, ALL),
+                one_by_one(documents.iter().copied(), length, ALL),
+                in_order(documents.iter().copied(), length, ALL),
             ] {
                 let mut seen: Vec<Vec<u8>> = documents.iter().map(|&(_, rows)| vec![0; rows]).collect();
                 for window in windows.iter() {
-                    assert!(!window.is_empty() && rows(window) <= length);
+                    assert!(!window.is_empty() && rows(&documents, window, length) <= length);
                     for piece in window {
-                        let (start, end) = (piece.start as usize, (piece.start + piece.rows) as usize);
-                        seen[piece.document as usize][start..end].iter_mut().for_each(|count| *count += 1);
+                        let rows = piece.rows(documents[piece.document as usize].1, length);
+                        seen[piece.document as usize][rows].iter_mut().for_each(|count| *count += 1);
                     }
                 }
                 assert!(seen.iter().flatten().all(|&count| count == 1), "length {length}");
@@ -219,25 +243,36 @@ mod tests {
 
     #[test]
     fn documents_that_fit_are_never_cut() {
-        for windows in [pack(documents(3000).into_iter(), 256), in_order(documents(3000).into_iter(), 256)] {
+        let documents = documents(3000);
+        for windows in [pack(documents.iter().copied(), 256, ALL), in_order(documents.iter().copied(), 256, ALL)] {
             for piece in windows.iter().flatten() {
-                let whole = documents(3000)[piece.document as usize].1;
-                assert!(whole > 256 || (piece.start, piece.rows as usize) == (0, whole));
+                let whole = documents[piece.document as usize].1;
+                assert!(whole > 256 || piece.rows(whole, 256) == (0..whole));
             }
         }
     }
 
     #[test]
     fn packing_is_close_to_full() {
-        let windows = pack(documents(20_000).into_iter(), 512);
-        let total: usize = windows.iter().map(rows).sum();
+        let documents = documents(20_000);
+        let windows = pack(documents.iter().copied(), 512, ALL);
+        let total: usize = windows.iter().map(|window| rows(&documents, window, 512)).sum();
         assert!(windows.len() <= total.div_ceil(512) + 3, "{} windows for {total} rows", windows.len());
     }
 
     #[test]
     fn the_smallest_gap_that_fits_is_taken() {
-        let windows = pack([(0, 6), (1, 7), (2, 3), (3, 4)].into_iter(), 10);
+        let windows = pack([(0, 6), (1, 7), (2, 3), (3, 4)].into_iter(), 10, ALL);
         let of = |window: usize| windows.get(window).iter().map(|piece| piece.document).collect::<Vec<_>>();
         assert_eq!((windows.len(), of(0), of(1)), (2, vec![1, 2], vec![0, 3]));
+    }
+
+    #[test]
+    fn useless_pieces_of_documents_that_are_cut_are_left_out() {
+        let answers_late = |document: usize, rows: Range<usize>| document != 1 || rows.end > 20;
+        let windows = pack([(0, 4), (1, 25), (2, 9)].into_iter(), 10, &answers_late);
+        let mut numbers: Vec<_> = windows.iter().flatten().map(|piece| (piece.document, piece.number)).collect();
+        numbers.sort_unstable();
+        assert_eq!(numbers, [(0, 0), (1, 2), (2, 0)]);
     }
 }

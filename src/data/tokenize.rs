@@ -6,6 +6,7 @@
 
 pub mod bytes;
 pub mod closed;
+pub mod pieces;
 pub mod sections;
 pub mod special;
 
@@ -13,11 +14,11 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use rayon::prelude::*;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
 use bytes::{Alphabet, TokenBytes};
+use pieces::Cuts;
 use sections::{ControlToken, Prefixing};
 pub use special::{NamedToken, SpecialTokens};
 use special::{Oracle, TokenFiles};
@@ -29,6 +30,7 @@ pub struct Tokenizer {
     /// `plain` for text that continues a text: nothing is put before it. Made when first needed.
     continuing: OnceLock<tokenizers::Tokenizer>,
     prefixing: Prefixing,
+    cuts: Cuts,
     controls: Vec<ControlToken>,
     special: SpecialTokens,
     closed: HashSet<u32>,
@@ -81,6 +83,7 @@ impl Tokenizer {
         let unknown = unknown.or_else(|| json["model"]["unk_id"].as_u64().map(|id| id as u32));
         let controls = sections::control_tokens(&json, &named);
         let prefixing = Prefixing::of(&json).map_err(|error| broken(&error))?;
+        let cuts = Cuts::of(&json, &|text| named.contains_key(text));
         closed::close(&mut json, &named);
         let closed_json = serde_json::to_vec(&json).map_err(|error| broken(&error))?;
         let mut plain = tokenizers::Tokenizer::from_bytes(closed_json).map_err(|error| broken(&error))?;
@@ -97,13 +100,25 @@ impl Tokenizer {
             plain,
             continuing: OnceLock::new(),
             prefixing,
+            cuts,
             controls,
             special,
             warnings,
             path,
         };
         tokenizer.check_rows(&files)?;
+        tokenizer.fingerprint = tokenizer.full_fingerprint();
         Ok(tokenizer)
+    }
+
+    fn full_fingerprint(&self) -> blake3::Hash {
+        let mut hasher = blake3::Hasher::new();
+        let mut closed: Vec<u32> = self.closed.iter().copied().collect();
+        closed.sort_unstable();
+        // Debug text names every role with its token; it holds no map, so that it is the same each time.
+        let rest = format!("{:?} {closed:?} {}", self.special, self.embedding_rows);
+        hasher.update(self.fingerprint.as_bytes()).update(rest.as_bytes());
+        hasher.finalize()
     }
 
     /// BOS and EOS must have embeddings; other tokens beyond the last row are only worth a word.
@@ -139,7 +154,7 @@ impl Tokenizer {
     /// # Errors
     /// Text that needs a token without an embedding.
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
-        self.encode_closed(&self.plain, text)
+        self.encode_long(text, true)
     }
 
     /// The ids of text by `plain` or its sibling that puts nothing before it.
@@ -152,11 +167,6 @@ impl Tokenizer {
         }
         self.check_embedding(text, &ids)?;
         Ok(ids)
-    }
-
-    /// [`Tokenizer::encode_plain`] of many texts on all threads, in order.
-    pub fn encode_batch<S: AsRef<str> + Sync>(&self, texts: &[S]) -> Result<Vec<Vec<u32>>> {
-        texts.par_iter().map(|text| self.encode_plain(text.as_ref())).collect()
     }
 
     /// The ids of template text, in which names of control tokens are control tokens. Nothing is added.
@@ -228,7 +238,8 @@ impl Tokenizer {
         self.embedding_rows
     }
 
-    /// blake3 of `tokenizer.json`: tells whether tokens made earlier are still the right ones.
+    /// blake3 of `tokenizer.json` and of what else decides ids: the control tokens, BOS and EOS, the number of
+    /// embeddings. Tells whether tokens made earlier are still the right ones.
     pub fn fingerprint(&self) -> blake3::Hash {
         self.fingerprint
     }

@@ -3,7 +3,7 @@
 use super::TrainingConfig;
 use crate::adapter::LoraConfig;
 use crate::config::{self, Problems, Section};
-use crate::data::DataConfig;
+use crate::data::{formats, DataConfig};
 use crate::error::Result;
 use crate::export::full::SaveDtype;
 use crate::model::Method;
@@ -52,18 +52,31 @@ pub struct RunConfig {
     pub evaluation: Vec<EvaluationConfig>,
 }
 
-/// `[[evaluation]]`: a text that is never trained on.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+/// `[[evaluation]]`: data that are never trained on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct EvaluationConfig {
     /// Its name in the log.
     pub name: String,
     /// Files, folders or globs.
     pub paths: Vec<String>,
+    /// How to read them, as in `[data]`.
+    pub format: String,
+    /// How conversations and instructions are written, as in `[data]`.
+    pub template: String,
+}
+
+impl Default for EvaluationConfig {
+    fn default() -> EvaluationConfig {
+        EvaluationConfig { name: String::new(), paths: Vec::new(), format: "auto".into(), template: String::new() }
+    }
 }
 
 impl Section for EvaluationConfig {
     fn check(&self, problems: &mut Problems) {
+        if let Err(error) = formats::by_name(&self.format) {
+            problems.add("format", error.message());
+        }
         problems.expect(!self.name.is_empty(), "name", "a name", &self.name);
         problems.expect(!self.paths.is_empty(), "paths", "at least one file, folder or glob", &self.paths);
     }

@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn lists_of_sections_are_compared_entry_by_entry() {
-        let set = EvaluationConfig { name: "english".into(), paths: vec!["e".into()] };
+        let set = EvaluationConfig { name: "english".into(), paths: vec!["e".into()], ..EvaluationConfig::default() };
         let changes = changed(|config| config.evaluation.push(set.clone()));
         assert!(changes.iter().any(|change| change.key == "evaluation[0].name"), "{changes:?}");
         assert!(changes.iter().all(Change::is_harmless));

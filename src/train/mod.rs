@@ -32,9 +32,11 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TrainingConfig {
-    /// Optimizer steps; 0: as many as `epochs` give.
+    /// Optimizer steps; 0: as many as `tokens` or `epochs` give.
     pub steps: u64,
-    /// Passes over the training data, used when `steps` is 0.
+    /// Tokens (rows) to see, used when `steps` is 0: the step that reaches so many is the last. 0: as `epochs` say.
+    pub tokens: u64,
+    /// Passes over the training data, used when `steps` and `tokens` are 0.
     pub epochs: f64,
     /// Windows (or documents, without packing) of a micro-batch: what goes through the model at once.
     pub micro_batch: usize,
@@ -71,6 +73,7 @@ impl Default for TrainingConfig {
     fn default() -> TrainingConfig {
         TrainingConfig {
             steps: 0,
+            tokens: 0,
             epochs: 1.0,
             micro_batch: 1,
             accumulation: 1,
@@ -92,7 +95,10 @@ impl Default for TrainingConfig {
 
 impl Section for TrainingConfig {
     fn check(&self, problems: &mut Problems) {
-        problems.expect(self.steps > 0 || self.epochs > 0.0, "epochs", "above 0 where steps is 0", self.epochs);
+        let counted = self.steps > 0 || self.tokens > 0;
+        problems.expect(counted || self.epochs > 0.0, "epochs", "above 0 where steps and tokens are 0", self.epochs);
+        let both = self.steps > 0 && self.tokens > 0;
+        problems.expect(!both, "tokens", "0 where steps is set", self.tokens);
         problems.expect(self.epochs.is_finite(), "epochs", "a number", self.epochs);
         problems.expect((1..=1 << 16).contains(&self.micro_batch), "micro_batch", "from 1 to 65536", self.micro_batch);
         let accumulation = self.accumulation;

@@ -14,7 +14,7 @@ use crate::adapter::peft;
 use crate::checkpoint::Restored;
 use crate::data::batch::{evaluation_batches, BatchCursor, BatchSettings, Batches, MicroBatch};
 use crate::data::corpus::TokenizedCorpus;
-use crate::data::load::{load_text, TextData};
+use crate::data::load::{self, Data};
 use crate::data::tokenize::Tokenizer;
 use crate::data::DataConfig;
 use crate::device;
@@ -39,15 +39,21 @@ pub struct Corpora {
 
 impl Corpora {
     fn load(config: &RunConfig, tokenizer: &Tokenizer, observer: &mut dyn Observer) -> Result<Corpora> {
-        let TextData { train, held_out, report } = load_text(&config.data, tokenizer, &mut |_| {})?;
+        let model = Path::new(&config.model);
+        let Data { train, held_out: mut sets, report } = read(&config.data, tokenizer, model, observer)?;
         if report.bad_lines.count > 0 {
             let (count, first) = (report.bad_lines.count, report.bad_lines.first.join("\n  "));
-            observer.warning(&format!("{count} unusable lines skipped, the first:\n  {first}"));
+            observer.warning(&format!("{count} unusable records skipped, the first:\n  {first}"));
         }
-        let mut sets: Vec<(String, TokenizedCorpus)> = held_out.into_iter().map(|c| ("held-out".into(), c)).collect();
         for set in &config.evaluation {
-            let section = DataConfig::of_paths(&set.paths);
-            sets.push((set.name.clone(), load_text(&section, tokenizer, &mut |_| {})?.train));
+            let section = DataConfig {
+                format: set.format.clone(),
+                template: set.template.clone(),
+                sequence_length: config.data.sequence_length,
+                cache: config.data.cache.clone(),
+                ..DataConfig::of_paths(&set.paths)
+            };
+            sets.push((set.name.clone(), read(&section, tokenizer, model, observer)?.train));
         }
         for (name, corpus) in [("training", &train)].into_iter().chain(sets.iter().map(|(n, c)| (n.as_str(), c))) {
             let (documents, tokens, bytes) = (corpus.len(), corpus.text_tokens(), corpus.text_bytes());
@@ -56,6 +62,7 @@ impl Corpora {
         let settings = BatchSettings {
             sequence_length: config.data.sequence_length,
             packing: config.data.packing,
+            group_by_length: config.data.group_by_length,
             windows: config.training.micro_batch,
             seed: config.seed,
         };
@@ -63,6 +70,23 @@ impl Corpora {
         let held_out = sets.iter().map(|(name, corpus)| (name.clone(), batches(corpus))).collect();
         Ok(Corpora { train: Batches::new(Arc::new(train), settings)?, held_out })
     }
+}
+
+/// Reads a `[data]` section and tells what was found.
+fn read(section: &DataConfig, tokenizer: &Tokenizer, model: &Path, observer: &mut dyn Observer) -> Result<Data> {
+    let data = load::load(section, tokenizer, model, &mut |progress| {
+        let mib = |bytes: u64| (bytes >> 20) as usize;
+        observer.phase("reading the data (MiB)", mib(progress.bytes_done), mib(progress.bytes_total));
+    })?;
+    for source in &data.report.sources {
+        observer.note(&format!("{}: {}", source.name, source.recognised.join("; ")));
+        source.warnings.iter().for_each(|warning| observer.warning(warning));
+        if source.dropped_long > 0 {
+            let what = "do not fit data.sequence_length and are left out (data.long_examples)";
+            observer.warning(&format!("{}: {} examples {what}", source.name, source.dropped_long));
+        }
+    }
+    Ok(data)
 }
 
 impl Run {
@@ -206,14 +230,15 @@ fn engine(
     Ok(Engine { model, params, grads, optimizer, arena: Arena::new(), settings })
 }
 
-/// `training.steps`, or what `training.epochs` give.
-fn count_steps(config: &RunConfig, batches: &Batches) -> u64 {
+/// `training.steps`, or what `training.tokens` or `training.epochs` give.
+pub(super) fn count_steps(config: &RunConfig, batches: &Batches) -> u64 {
     let training = &config.training;
-    if training.steps > 0 {
-        return training.steps;
+    let accumulation = training.accumulation as u64;
+    match (training.steps, training.tokens) {
+        (0, 0) => ((batches.steps_per_epoch(accumulation) as f64 * training.epochs).ceil() as u64).max(1),
+        (0, tokens) => batches.steps_for_rows(tokens, accumulation),
+        (steps, _) => steps,
     }
-    let per_epoch = batches.steps_per_epoch(training.accumulation as u64) as f64;
-    ((per_epoch * training.epochs).ceil() as u64).max(1)
 }
 
 /// A hash of the base that takes little time beside loading it; says how it was made.

@@ -1,8 +1,14 @@
 //! Micro-batches: every token predicted once, exact bytes, exact resume.
 
+#![allow(clippy::single_range_in_vec_init)] // One trained stretch is meant.
+
 use std::collections::HashMap;
 
 use super::*;
+use crate::data::config::LongExamples;
+use crate::data::corpus::part::{Kind, TokenizedDocument};
+use crate::data::corpus::Fit;
+use crate::data::examples::raw_text;
 use crate::data::testing::{byte_level, byte_level_folder, metaspace_folder, ModelFolder};
 use crate::data::tokenize::Tokenizer;
 
@@ -17,15 +23,14 @@ const TEXTS: &[&str] = &[
     "più giù laggiù",
 ];
 
+fn documents(tokenizer: &Tokenizer, texts: &[String]) -> TokenizedCorpus {
+    let document = |text: &String| raw_text(tokenizer, tokenizer.encode_plain(text).unwrap(), text, 1);
+    TokenizedCorpus::of_documents(tokenizer, Fit::ALL, &texts.iter().map(document).collect::<Vec<_>>())
+}
+
 fn corpus(tokenizer: &Tokenizer, copies: usize) -> TokenizedCorpus {
-    let mut corpus = TokenizedCorpus::new(tokenizer);
-    for copy in 0..copies {
-        for text in TEXTS {
-            let text = text.repeat(copy % 3 + 1);
-            corpus.push(&tokenizer.encode_plain(&text).unwrap(), text.len() as u64);
-        }
-    }
-    corpus
+    let texts = (0..copies).flat_map(|copy| TEXTS.iter().map(move |text| text.repeat(copy % 3 + 1)));
+    documents(tokenizer, &texts.collect::<Vec<_>>())
 }
 
 /// Without BOS and EOS.
@@ -36,7 +41,7 @@ fn bare_folder() -> ModelFolder {
 }
 
 fn settings() -> BatchSettings {
-    BatchSettings { sequence_length: 16, packing: true, windows: 3, seed: 7 }
+    BatchSettings { sequence_length: 16, packing: true, group_by_length: false, windows: 3, seed: 7 }
 }
 
 fn check_shape(batch: &MicroBatch) {
@@ -113,10 +118,9 @@ fn evaluation_counts_exactly_the_predicted_bytes_whatever_the_window() {
 #[test]
 fn windows_are_cut_where_the_previous_one_ended() {
     let tokenizer = metaspace_folder().load();
-    let mut corpus = TokenizedCorpus::new(&tokenizer);
     let text = "abcdefghil".repeat(5);
     let ids = tokenizer.encode_plain(&text).unwrap();
-    corpus.push(&ids, text.len() as u64);
+    let corpus = documents(&tokenizer, &[text]);
     let mut targets = Vec::new();
     let mut bytes = Vec::new();
     for batch in evaluation_batches(&corpus, 20, 1) {
@@ -187,9 +191,110 @@ fn fingerprints_tell_data_and_settings_apart() {
 #[test]
 fn a_corpus_without_predictions_is_an_error() {
     let tokenizer = bare_folder().load();
-    let mut corpus = TokenizedCorpus::new(&tokenizer);
-    assert!(Batches::new(Arc::new(corpus.clone()), settings()).is_err());
-    corpus.push(&tokenizer.encode_plain("a").unwrap(), 1);
+    assert!(Batches::new(Arc::new(documents(&tokenizer, &[])), settings()).is_err());
+    let corpus = documents(&tokenizer, &["a".into()]);
     let error = Batches::new(Arc::new(corpus), settings()).unwrap_err();
-    assert!(error.message().contains("1 documents, none with a token to predict"), "{error}");
+    assert!(error.message().contains("none with a token to predict"), "{error}");
+}
+
+/// An example of `length` tokens with these trained stretches; token `i` has id `first + i`.
+fn example(first: u32, length: usize, spans: &[Range<usize>]) -> TokenizedDocument {
+    TokenizedDocument {
+        ids: (first..first + length as u32).collect(),
+        spans: spans.to_vec(),
+        kind: Kind::Example,
+        text_bytes: length as u64,
+        hash: u64::from(first),
+        line: 1,
+    }
+}
+
+fn of_examples(tokenizer: &Tokenizer, long_examples: LongExamples, examples: &[TokenizedDocument]) -> TokenizedCorpus {
+    TokenizedCorpus::of_documents(tokenizer, Fit { sequence_length: 16, long_examples }, examples)
+}
+
+/// Targets by their fed token, ignored rows left out.
+fn targets(batches: &mut Batches) -> Vec<(u32, i32)> {
+    let mut found = Vec::new();
+    for _ in 0..batches.micro_batches_per_epoch() {
+        let batch = batches.next_micro_batch();
+        found.extend(batch.ids.iter().copied().zip(batch.targets).filter(|(_, target)| *target != IGNORE));
+    }
+    found.sort_unstable();
+    found
+}
+
+#[test]
+fn only_trained_tokens_are_targets() {
+    let tokenizer = byte_level_folder().load();
+    let examples = [example(10, 8, &[3..5, 6..8]), example(30, 5, &[0..5]), example(40, 4, &[2..4])];
+    let corpus = Arc::new(of_examples(&tokenizer, LongExamples::Cut, &examples));
+    assert_eq!((corpus.total_rows(), corpus.trained_tokens()), (7 + 4 + 3, 4 + 4 + 2));
+    for packing in [true, false] {
+        let mut batches = Batches::new(corpus.clone(), BatchSettings { packing, ..settings() }).unwrap();
+        let expected =
+            [(12, 13), (13, 14), (15, 16), (16, 17), (30, 31), (31, 32), (32, 33), (33, 34), (41, 42), (42, 43)];
+        assert_eq!(targets(&mut batches), expected);
+    }
+}
+
+#[test]
+fn long_examples_are_cut_at_the_end_of_a_turn_or_dropped_or_split() {
+    let tokenizer = byte_level_folder().load();
+    // Three turns that end at 9, 17 and 30: a window of 16 rows takes 17 tokens.
+    let long = example(10, 31, &[5..9, 12..17, 20..30]);
+    let hopeless = example(60, 30, &[20..30]);
+    let corpus = |rule| of_examples(&tokenizer, rule, &[long.clone(), hopeless.clone(), example(100, 4, &[1..4])]);
+    let cut = corpus(LongExamples::Cut);
+    assert_eq!((cut.len(), cut.rows(0), cut.trained_tokens()), (2, 16, 4 + 5 + 3));
+    let dropped = corpus(LongExamples::Drop);
+    assert_eq!((dropped.len(), dropped.rows(0)), (1, 3));
+    let split = Arc::new(corpus(LongExamples::Split));
+    assert_eq!((split.len(), split.trained_tokens()), (3, 19 + 10 + 3));
+    let mut batches = Batches::new(split, settings()).unwrap();
+    // The first window of the hopeless one predicts nothing that is trained, and is left out.
+    assert_eq!(batches.rows_by_window().sum::<usize>(), 30 + 13 + 3);
+    assert_eq!(targets(&mut batches).len(), 32);
+}
+
+#[test]
+fn windows_of_like_length_come_together_if_asked() {
+    let tokenizer = byte_level_folder().load();
+    let examples: Vec<_> = (0..90).map(|i| example(0, 3 + (i * 7) % 13, &[1..3])).collect();
+    let corpus = Arc::new(of_examples(&tokenizer, LongExamples::Cut, &examples));
+    let spread = |group_by_length| {
+        let settings = BatchSettings { packing: false, group_by_length, ..settings() };
+        let mut batches = Batches::new(corpus.clone(), settings).unwrap();
+        let mut total = 0;
+        let mut all = Vec::new();
+        for _ in 0..batches.micro_batches_per_epoch() {
+            let batch = batches.next_micro_batch();
+            let mut lengths: Vec<usize> = batch.segments.iter().map(ExactSizeIterator::len).collect();
+            total += lengths.iter().max().unwrap() - lengths.iter().min().unwrap();
+            all.append(&mut lengths);
+        }
+        all.sort_unstable();
+        (total, all)
+    };
+    let (grouped, mixed) = (spread(true), spread(false));
+    assert_eq!(grouped.1, mixed.1);
+    assert!(grouped.0 * 4 < mixed.0, "{} against {}", grouped.0, mixed.0);
+}
+
+#[test]
+fn a_budget_of_rows_ends_with_the_step_that_reaches_it() {
+    let tokenizer = byte_level_folder().load();
+    let batches = Batches::new(Arc::new(corpus(&tokenizer, 6)), settings()).unwrap();
+    let mut walk = batches.clone();
+    let mut seen = vec![0];
+    while seen.len() < 40 {
+        let count = walk.left_in_epoch().min(2);
+        let rows: usize = (0..count).map(|_| walk.next_micro_batch().rows()).sum();
+        seen.push(seen[seen.len() - 1] + rows as u64);
+    }
+    for (steps, rows) in seen.iter().enumerate().skip(1) {
+        assert_eq!(batches.steps_for_rows(*rows, 2), steps as u64);
+        assert_eq!(batches.steps_for_rows(rows - 1, 2), steps as u64);
+        assert_eq!(batches.steps_for_rows(rows + 1, 2), steps as u64 + 1);
+    }
 }

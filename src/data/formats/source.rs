@@ -7,6 +7,8 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
 
@@ -27,6 +29,22 @@ pub struct Source {
     pub path: PathBuf,
     /// Its content.
     pub reader: Box<dyn BufRead + Send>,
+    /// Bytes of the file on disk that were read so far.
+    pub read: Arc<AtomicU64>,
+}
+
+/// Counts what is read.
+struct Counted {
+    file: File,
+    read: Arc<AtomicU64>,
+}
+
+impl Read for Counted {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read(buffer)?;
+        self.read.fetch_add(count as u64, Ordering::Relaxed);
+        Ok(count)
+    }
 }
 
 /// Opens a plain, gzip (one or many members) or zstd file.
@@ -34,7 +52,8 @@ pub fn open(path: &Path) -> Result<Source> {
     let failed = |error| Error::io(path, "open", error);
     let file = File::open(path).map_err(failed)?;
     let compressed_bytes = file.metadata().map_err(failed)?.len();
-    let mut file = BufReader::with_capacity(1 << 16, file);
+    let read = Arc::new(AtomicU64::new(0));
+    let mut file = BufReader::with_capacity(1 << 16, Counted { file, read: read.clone() });
     let start = file.fill_buf().map_err(|error| Error::io(path, "read", error))?;
     let (gzip, zstd) = (start.starts_with(&[0x1f, 0x8b]), start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]));
     if start.is_empty() && matches!(compression_suffix(path), Some("gz" | "zst")) {
@@ -45,11 +64,11 @@ pub fn open(path: &Path) -> Result<Source> {
     } else if zstd {
         Box::new(zstd::stream::read::Decoder::with_buffer(file).map_err(failed)?)
     } else {
-        return Ok(Source { path: path.to_owned(), reader: Box::new(file) });
+        return Ok(Source { path: path.to_owned(), reader: Box::new(file), read });
     };
     let limit = EXPANSION_FREE_BYTES.max(compressed_bytes.saturating_mul(EXPANSION_LIMIT));
     let reader = Box::new(BufReader::with_capacity(1 << 16, Expanded { reader, left: limit, limit }));
-    Ok(Source { path: path.to_owned(), reader })
+    Ok(Source { path: path.to_owned(), reader, read })
 }
 
 /// Says in the user's words why reading a file's content failed.
@@ -126,7 +145,7 @@ pub fn find_files(patterns: &[String], is_data: &dyn Fn(&Path) -> bool) -> Resul
         }
         if found.is_empty() {
             return Err(Error::failed(format!("{pattern}: no data file there"))
-                .hint("expected .txt, .jsonl or .json files, plain or compressed (.gz, .zst)"));
+                .hint("expected .txt, .jsonl, .json, .csv, .tsv or .parquet files, plain or compressed (.gz, .zst)"));
         }
         found.sort();
         for file in found {

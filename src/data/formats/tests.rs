@@ -33,8 +33,10 @@ fn read_report(path: &Path, max_bad_lines: u64) -> Result<(Vec<String>, BadLines
     let mut reader = Reader::new(vec![path.to_owned()], None, max_bad_lines);
     let mut texts = Vec::new();
     for document in &mut reader {
-        let Record::Text(text) = document?.record;
-        texts.push(text);
+        match document?.record {
+            Record::Text(text) => texts.push(text),
+            other => texts.push(serde_json::to_string(&other).unwrap()),
+        }
     }
     Ok((texts, reader.bad_lines().clone()))
 }
@@ -115,7 +117,7 @@ fn every_kind_of_bad_line_is_named_with_its_place() {
         (b"{\"text\": \" \\n \"}", "the text is empty"),
         (b"{\"text\": \"\xff\"}", "not UTF-8: byte 0xff at offset 10"),
         (b"{\"text\": \"\\ud800\"}", "broken JSON"),
-        (b"[{\"text\": \"a\"}]", "found an array"),
+        (b"[{\"text\": \"a\"}]", "expected a JSON object, found an array"),
         (b"solo testo", "broken JSON at column 1"),
     ] {
         let line = [b"{\"text\":\"buono\"}\n".as_slice(), bytes, b"\n{\"text\":\"buono\"}"].concat();
@@ -139,7 +141,7 @@ fn bad_lines_are_fatal_beyond_the_limit_and_the_first_few_are_shown() {
     let folder = Folder::new();
     let path = folder.write("a.jsonl", "x\n".repeat(20));
     let error = read(&path, 10).unwrap_err();
-    assert!(error.message().starts_with("11 unusable lines, 10 may be skipped"), "{error}");
+    assert!(error.message().starts_with("11 unusable records, 10 may be skipped"), "{error}");
     for line in [1, 2, 3, 4, 5, 11] {
         assert!(error.message().contains(&format!("a.jsonl:{line}: ")), "{error}");
     }
@@ -157,9 +159,245 @@ fn lines_of_ten_megabytes_are_documents() {
 #[test]
 fn unknown_extensions_and_formats_say_what_is_known() {
     let folder = Folder::new();
-    let error = read(&folder.write("a.csv", "x"), 0).unwrap_err();
-    assert!(error.message().contains("`.csv`") && error.message().contains(".jsonl"), "{error}");
-    let error = by_name("parquet").unwrap_err();
+    let error = read(&folder.write("a.doc", "x"), 0).unwrap_err();
+    assert!(error.message().contains("`.doc`") && error.message().contains(".jsonl"), "{error}");
+    let error = by_name("cvs").unwrap_err();
     assert_eq!(error.exit_code(), 2);
-    assert!(error.message().contains("auto, text, jsonl"), "{error}");
+    assert!(error.message().contains("auto, text, messages"), "{error}");
+    assert_eq!(by_name("jsonl").unwrap().unwrap().name, "text");
+    let error = read(&folder.write("b.jsonl", "{\"domanda\": \"a\", \"risposta\": \"b\"}"), 9).unwrap_err();
+    assert!(
+        error.message().contains("b.jsonl:1: no known format: the record has the fields domanda, risposta"),
+        "{error}"
+    );
+}
+
+/// What a file is found to be, and its records as JSON.
+fn recognised(path: &Path) -> (String, Vec<String>) {
+    let mut reader = Reader::new(vec![path.to_owned()], None, 0);
+    let records = reader.by_ref().map(|document| serde_json::to_string(&document.unwrap().record).unwrap()).collect();
+    let Recognised { format, container, .. } = reader.recognised()[0];
+    (format!("{format} in {container}"), records)
+}
+
+#[test]
+fn every_format_is_recognised_by_its_first_record() {
+    let folder = Folder::new();
+    for (line, format, record) in [
+        ("{\"text\": \"a\", \"url\": \"u\"}", "text", "\"a\""),
+        (
+            "{\"id\": \"0\", \"data\": [\"a\", \"b\"]}",
+            "ultrachat",
+            "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"},{\"role\":\"assistant\",\"content\":\"b\"}]}",
+        ),
+        (
+            "{\"prompt\": \"a\", \"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": [{\"type\": \"text\", \"text\": \"b\"}]}]}",
+            "messages",
+            "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"},{\"role\":\"assistant\",\"content\":\"b\"}]}",
+        ),
+        (
+            "{\"conversations\": [{\"from\": \"system\", \"value\": \"s\"}, {\"from\": \"human\", \"value\": \"a\"}, {\"from\": \"gpt\", \"value\": \"b\"}]}",
+            "messages",
+            "{\"messages\":[{\"role\":\"system\",\"content\":\"s\"},{\"role\":\"user\",\"content\":\"a\"},{\"role\":\"assistant\",\"content\":\"b\"}]}",
+        ),
+        (
+            "{\"instruction\": \"a\", \"context\": \"c\", \"response\": \"b\", \"category\": \"open_qa\"}",
+            "dolly",
+            "{\"instruction\":\"a\",\"input\":\"c\",\"response\":\"b\"}",
+        ),
+        (
+            "{\"instruction\": \"a\", \"input\": null, \"output\": \"b\"}",
+            "alpaca",
+            "{\"instruction\":\"a\",\"input\":\"\",\"response\":\"b\"}",
+        ),
+        (
+            "{\"prompt\": \"a\", \"completion\": \" b\"}",
+            "completion",
+            "{\"instruction\":\"a\",\"input\":\"\",\"response\":\" b\"}",
+        ),
+        (
+            "{\"prompt\": \"a\", \"chosen\": \"b\", \"rejected\": \"c\"}",
+            "preference",
+            "{\"prompt\":{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}]},\"chosen\":\"b\",\"rejected\":\"c\"}",
+        ),
+        (
+            "{\"chosen\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}], \"rejected\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"c\"}]}",
+            "preference",
+            "{\"prompt\":{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}]},\"chosen\":\"b\",\"rejected\":\"c\"}",
+        ),
+    ] {
+        let lines = folder.write("a.jsonl", format!("{line}\r\n\r\n{line}\r\n"));
+        assert_eq!(recognised(&lines), (format!("{format} in JSON lines"), vec![record.to_owned(); 2]));
+        let array = folder.write("a.json", format!("\u{feff} [{line},\n{line} ]\n"));
+        assert_eq!(recognised(&array), (format!("{format} in a JSON array"), vec![record.to_owned(); 2]));
+    }
+}
+
+#[test]
+fn tables_have_the_columns_of_the_format() {
+    let folder = Folder::new();
+    let table = "\u{feff}instruction,context,response\r\n\"Di' \"\"ciao\"\", per favore\",,\"uno\ndue\"\r\nq,c,r\r\n";
+    let first = "{\"instruction\":\"Di' \\\"ciao\\\", per favore\",\"input\":\"\",\"response\":\"uno\\ndue\"}";
+    let second = "{\"instruction\":\"q\",\"input\":\"c\",\"response\":\"r\"}";
+    let records = vec![first.to_owned(), second.to_owned()];
+    assert_eq!(recognised(&folder.write("a.csv", table)), ("dolly in a CSV table".into(), records));
+    let path = folder.write("a.tsv.gz", gzip(b"text\tid\nciao\t1\n"));
+    assert_eq!(recognised(&path), ("text in a TSV table".into(), vec!["\"ciao\"".to_owned()]));
+    let path = folder.write("b.csv", "text,id\nciao,1\nsolo\nciao,2,3\n\"\",4\n");
+    let (texts, bad) = read_report(&path, 3).unwrap();
+    assert_eq!((texts.len(), bad.count), (1, 3));
+    assert!(bad.first[0].ends_with("b.csv:3: expected 2 columns, found 1"), "{:?}", bad.first);
+    assert!(bad.first[2].ends_with("b.csv:5: the text is empty"), "{:?}", bad.first);
+    let error = read(&folder.write("c.csv", "text,text\na,b\n"), 0).unwrap_err();
+    assert!(error.message().contains("column `text` stands twice"), "{error}");
+    let error = read(&folder.write("d.csv", b"text\n\xff\n"), 0).unwrap_err();
+    assert!(error.message().contains("d.csv:2: column `text`: not UTF-8"), "{error}");
+}
+
+#[test]
+fn evalita_lines_are_recognised_without_a_header() {
+    let folder = Folder::new();
+    let lines = "1\thaspeede\tUn \"testo\tnon_odio\n2\tnermud\tUn altro\tnan\n";
+    let (found, records) = recognised(&folder.write("a.tsv", lines));
+    assert_eq!((found.as_str(), records.len()), ("evalita in tab-separated lines", 2));
+    assert!(records[0].contains("\"input\":\"Un \\\"testo\",\"response\":\"no\""), "{}", records[0]);
+    assert!(records[1].ends_with("\"response\":\"nessuna\"}"), "{}", records[1]);
+    // The files are called .txt too; then the format must be named.
+    let path = folder.write("train.txt", lines);
+    let mut reader = Reader::new(vec![path], by_name("evalita").unwrap(), 0);
+    assert_eq!(reader.by_ref().filter(|document| document.is_ok()).count(), 2);
+    let path = folder.write("b.tsv", format!("{lines}3\tsconosciuto\tx\ty\n4\thaspeede\tx\n"));
+    let (records, bad) = read_report(&path, 2).unwrap();
+    assert_eq!((records.len(), bad.count), (2, 2));
+    assert!(bad.first[0].contains("b.tsv:3: unknown task `sconosciuto`"), "{:?}", bad.first);
+    assert!(bad.first[1].contains("b.tsv:4: expected 4 columns (id, task, text, target), found 3"), "{:?}", bad.first);
+}
+
+#[test]
+fn turns_out_of_order_and_empty_ones_are_bad_records() {
+    let folder = Folder::new();
+    let message = |role: &str, text: &str| format!("{{\"role\": \"{role}\", \"content\": \"{text}\"}}");
+    let list = |messages: &[String]| format!("{{\"messages\": [{}]}}", messages.join(", "));
+    let (user, answer) = (message("user", "a"), message("assistant", "b"));
+    let good = list(&[user.clone(), answer.clone()]);
+    for (bad, reason) in [
+        (list(std::slice::from_ref(&user)), "message 1: the last turn is the user's, expected the assistant's"),
+        (list(&[answer.clone(), user.clone()]), "message 1: expected the user's turn, found the assistant's"),
+        (
+            list(&[user.clone(), user.clone(), answer.clone()]),
+            "message 2: expected the assistant's turn, found the user's",
+        ),
+        (list(&[user.clone(), message("assistant", "  ")]), "message 2: the assistant's turn is empty"),
+        (
+            list(&[user.clone(), answer.clone(), message("system", "s")]),
+            "message 3: expected the user's turn, found the system's",
+        ),
+        (list(&[message("tool", "x"), answer.clone()]), "message 1: unknown role `tool`"),
+        (list(&[]), "the conversation has no messages"),
+        ("{\"messages\": 3}".into(), "expected a list of messages, found a number"),
+        ("{\"messages\": [{\"role\": \"user\"}]}".into(), "message 1: no field `content` or `value`"),
+        ("{\"messages\": [{\"content\": \"a\"}]}".into(), "message 1: no field `role` or `from`"),
+        ("{\"text\": \"a\"}".into(), "no field `messages` or `conversations`"),
+    ] {
+        let path = folder.write("a.jsonl", format!("{good}\n{bad}\n{good}\n"));
+        let error = read(&path, 0).unwrap_err();
+        assert!(error.message().contains("a.jsonl:2: ") && error.message().contains(reason), "{reason}: {error}");
+        let (records, counted) = read_report(&path, 1).unwrap();
+        assert_eq!((records.len(), counted.count), (2, 1), "{reason}");
+    }
+    for (bad, reason) in [
+        ("{\"data\": [\"a\"]}", "message 1: the last turn is the user's"),
+        ("{\"data\": [\"a\", \"\"]}", "message 2: the assistant's turn is empty"),
+        ("{\"data\": [\"a\", 3]}", "turn 2: expected text, found a number"),
+        ("{\"data\": \"a\"}", "field `data`: expected a list of turns"),
+        ("{\"id\": \"1\"}", "no field `data`"),
+    ] {
+        let path = folder.write("u.jsonl", format!("{{\"data\": [\"a\", \"b\"]}}\n{bad}\n"));
+        let error = read(&path, 0).unwrap_err();
+        assert!(error.message().contains("u.jsonl:2: ") && error.message().contains(reason), "{reason}: {error}");
+    }
+    for (bad, reason) in [
+        ("{\"instruction\": \"a\"}", "no field `response` (there: )"),
+        ("{\"instruction\": \" \", \"response\": \"b\"}", "field `instruction` is empty"),
+        ("{\"instruction\": \"a\", \"response\": [1]}", "field `response`: expected a string, found an array"),
+    ] {
+        let path = folder.write("d.jsonl", format!("{{\"instruction\": \"a\", \"response\": \"b\"}}\n{bad}\n"));
+        let error = read(&path, 0).unwrap_err();
+        assert!(error.message().contains("d.jsonl:2: ") && error.message().contains(reason), "{reason}: {error}");
+    }
+}
+
+#[test]
+fn broken_arrays_name_their_place() {
+    let folder = Folder::new();
+    let error = read(&folder.write("a.json", "[{\"text\": \"a\"},\n {\"text\": \"b\"}"), 9).unwrap_err();
+    assert!(error.message().contains("a.json:2: the file ends before its array does"), "{error}");
+    let path = folder.write("b.json", "[{\"text\": \"[a]\\\"\"},\n{\"text\": },\n 3, {\"text\": \"b\"}] x");
+    let (texts, bad) = read_report(&path, 3).unwrap();
+    assert_eq!(texts, ["[a]\"", "b"]);
+    let lines: Vec<&str> = bad.first.iter().filter_map(|line| line.split("b.json:").nth(1)).collect();
+    assert!(lines[0].starts_with("2: broken JSON"), "{lines:?}");
+    assert!(lines[1].starts_with("3: expected a JSON object, found a number"), "{lines:?}");
+    assert!(lines[2].starts_with("3: text behind the end of the array"), "{lines:?}");
+    let text = "x".repeat(3 << 20);
+    let long = folder.write("c.json", format!("[{{\"text\": \"{text}\"}}, {{\"text\": \"b\"}}]"));
+    assert_eq!(read(&long, 0).unwrap().len(), 2);
+}
+
+/// A Parquet file with columns of text.
+fn parquet(columns: &[&str], rows: &[&[&str]]) -> Vec<u8> {
+    use ::parquet::data_type::{ByteArray, ByteArrayType};
+    use ::parquet::file::properties::WriterProperties;
+    use ::parquet::file::writer::SerializedFileWriter;
+    let fields: Vec<String> = columns.iter().map(|name| format!("required binary {name} (UTF8);")).collect();
+    let schema = format!("message rows {{ {} }}", fields.join(" "));
+    let schema = ::parquet::schema::parser::parse_message_type(&schema).unwrap();
+    let properties = WriterProperties::builder().set_compression(::parquet::basic::Compression::SNAPPY).build();
+    let mut writer = SerializedFileWriter::new(Vec::new(), schema.into(), properties.into()).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    let mut column = 0;
+    while let Some(mut out) = group.next_column().unwrap() {
+        let values: Vec<ByteArray> = rows.iter().map(|row| ByteArray::from(row[column])).collect();
+        out.typed::<ByteArrayType>().write_batch(&values, None, None).unwrap();
+        out.close().unwrap();
+        column += 1;
+    }
+    group.close().unwrap();
+    writer.into_inner().unwrap()
+}
+
+#[test]
+fn parquet_files_are_read_by_column_name() {
+    let folder = Folder::new();
+    let bytes = parquet(&["instruction", "response"], &[&["a", "è"], &["c", ""]]);
+    let path = folder.write("a.parquet", &bytes);
+    let (records, bad) = read_report(&path, 1).unwrap();
+    assert_eq!(records, ["{\"instruction\":\"a\",\"input\":\"\",\"response\":\"è\"}"]);
+    assert!(bad.first[0].ends_with("a.parquet:2: field `response` is empty"), "{:?}", bad.first);
+    // A missing column: nothing recognises it, and a named format says which.
+    let path = folder.write("b.parquet", parquet(&["instruction"], &[&["a"]]));
+    let error = read(&path, 9).unwrap_err();
+    assert!(error.message().contains("b.parquet:1: no known format: the record has the fields instruction"), "{error}");
+    let error = Reader::new(vec![path], by_name("dolly").unwrap(), 0).find_map(Result::err).unwrap();
+    assert!(error.message().contains("b.parquet:1: no field `response`"), "{error}");
+    for cut in [5, 40, bytes.len() / 2, bytes.len() - 1] {
+        let error = read(&folder.write("cut.parquet", &bytes[..cut]), 9).unwrap_err();
+        assert!(error.message().contains("cut.parquet: cannot read this Parquet file"), "{cut}: {error}");
+    }
+    let error = read(&folder.write("no.parquet", "text"), 9).unwrap_err();
+    assert!(error.message().contains("not a Parquet file"), "{error}");
+}
+
+#[test]
+fn damaged_parquet_files_are_errors_or_records_and_never_a_panic() {
+    let folder = Folder::new();
+    let whole = parquet(&["text", "url"], &[&["un testo", "u"], &["un altro", "v"]]);
+    for place in 4..whole.len() {
+        let mut bytes = whole.clone();
+        bytes[place] ^= 0x55;
+        let path = folder.write("a.parquet", &bytes);
+        let mut reader = Reader::new(vec![path], None, 1000);
+        let count = reader.by_ref().take(1000).filter(|document| document.is_ok()).count();
+        assert!(count <= 2, "byte {place}: {count} records");
+    }
 }

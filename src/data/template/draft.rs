@@ -20,6 +20,8 @@ pub struct Draft {
     pub prompt_ends: Vec<usize>,
     /// A token before the text that is not part of it.
     pub bos: Option<u32>,
+    /// Whether names of control tokens in messages are control tokens.
+    pub open_content: bool,
 }
 
 impl Draft {
@@ -41,8 +43,11 @@ impl Draft {
     }
 
     /// Adds text of a message.
-    pub fn content(&mut self, text: &str) {
-        self.text.push_str(text);
+    pub fn content(&mut self, tokenizer: &Tokenizer, text: &str) {
+        match self.open_content {
+            true => self.template_text(tokenizer, text),
+            false => self.text.push_str(text),
+        }
     }
 
     /// Encodes the draft and marks what is trained.

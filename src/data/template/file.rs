@@ -40,6 +40,10 @@ pub struct TemplateFile {
     pub trained: Trained,
     /// The system prompt of conversations that have none.
     pub system: Option<String>,
+    /// Whether names of control tokens in messages are control tokens.
+    pub open_content: bool,
+    /// The file's text.
+    pub source: String,
     bos: BosPolicy,
     parts: Parts,
 }
@@ -169,7 +173,8 @@ impl TemplateFile {
             _ => return Err(Error::failed(format!("{place}: expected one of the sections [chat] and [instruction]"))),
         };
         let Written { about, bos, system, .. } = written;
-        Ok(TemplateFile { about, trained: written.trained.unwrap_or(trained), system, bos, parts })
+        let (trained, source) = (written.trained.unwrap_or(trained), text.to_owned());
+        Ok(TemplateFile { about, trained, system, open_content: false, source, bos, parts })
     }
 
     /// Whether it writes instructions rather than conversations.
@@ -191,7 +196,7 @@ impl TemplateFile {
             return self.single(tokenizer, turns);
         };
         let writer = self.writer(tokenizer);
-        let mut draft = Draft { bos: writer.bos.map(|token| token.id), ..Draft::default() };
+        let mut draft = writer.draft(self.open_content);
         let system = system.filter(|system| !system.is_empty());
         for (index, message) in turns.iter().enumerate() {
             let fields = [(Field::Content, message.content.as_str()), (Field::System, system.unwrap_or_default())];
@@ -232,7 +237,7 @@ impl TemplateFile {
             return self.conversation(tokenizer, &turns::of_instruction(task, mode));
         };
         let writer = self.writer(tokenizer);
-        let mut draft = Draft { bos: writer.bos.map(|token| token.id), ..Draft::default() };
+        let mut draft = writer.draft(self.open_content);
         let fields = [
             (Field::Instruction, task.instruction.as_str()),
             (Field::Input, task.input.as_str()),
@@ -265,6 +270,10 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
+    fn draft(&self, open_content: bool) -> Draft {
+        Draft { bos: self.bos.map(|token| token.id), open_content, ..Draft::default() }
+    }
+
     fn write(&self, draft: &mut Draft, part: &Part, fields: &[(Field, &str)]) -> Result<()> {
         for piece in part {
             match piece {
@@ -279,7 +288,7 @@ impl Writer<'_> {
                 }
                 Piece::Field(field) => {
                     let value = fields.iter().find(|(known, _)| known == field).map_or("", |(_, value)| value);
-                    draft.content(value);
+                    draft.content(self.tokenizer, value);
                 }
             }
         }

@@ -73,6 +73,8 @@ pub struct JinjaTemplate {
     source: String,
     place: String,
     deadline: Duration,
+    /// Whether names of control tokens in messages are control tokens.
+    pub open_content: bool,
 }
 
 impl std::fmt::Debug for JinjaTemplate {
@@ -128,9 +130,14 @@ impl JinjaTemplate {
         let added = environment.add_template_owned(NAME, calls_for_generation(source));
         let environment = Arc::new(environment);
         let (source, place) = (source.to_owned(), place.to_owned());
-        let template = JinjaTemplate { environment, source, place, deadline: DEADLINE };
+        let template = JinjaTemplate { environment, source, place, deadline: DEADLINE, open_content: false };
         added.map_err(|error| template.explain(&error))?;
         Ok(template)
+    }
+
+    /// Its text.
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// Where it was read.
@@ -202,7 +209,8 @@ impl JinjaTemplate {
     pub fn draft(&self, tokenizer: &Tokenizer, messages: &[Message], mode: Mode, trained: Trained) -> Result<Draft> {
         let contents = messages.iter().map(|message| message.content.as_str());
         let marks = ["\u{10FFF0}", "\u{10FFF1}"];
-        let controls = tokenizer.control_tokens().iter().map(|token| token.text.as_str());
+        let hidden = if self.open_content { &[] } else { tokenizer.control_tokens() };
+        let controls = hidden.iter().map(|token| token.text.as_str());
         let mut disguise = Disguise::new(controls.chain(marks), contents.chain([self.source.as_str()]));
         let hidden: Hidden = Arc::new(messages.iter().map(|m| (m.role, disguise.hide(&m.content))).collect());
         let answers: Vec<usize> = (0..hidden.len()).filter(|&index| hidden[index].0 == Role::Assistant).collect();
@@ -223,7 +231,7 @@ impl JinjaTemplate {
             answers: answers.into_iter().map(moved).collect(),
             prompt_ends: prompt_ends.into_iter().map(|place| revealed.place(place)).collect(),
             text: revealed.text,
-            bos: None,
+            ..Draft::default()
         })
     }
 }

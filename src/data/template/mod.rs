@@ -150,6 +150,7 @@ const BUILTIN: &[(&str, &str)] = &[
     ("llamantino-instruct", include_str!("builtin/llamantino-instruct.toml")),
     ("llamantino-instruct-usage", include_str!("builtin/llamantino-instruct-usage.toml")),
     ("extremita", include_str!("builtin/extremita.toml")),
+    ("completion", include_str!("builtin/completion.toml")),
 ];
 
 /// Names of the built-in templates.
@@ -225,6 +226,39 @@ impl Template {
     pub fn with_trained(mut self, trained: Trained) -> Template {
         self.trained = trained;
         self
+    }
+
+    /// Lets names of control tokens in messages be these tokens, which they are not otherwise.
+    #[must_use]
+    pub fn with_open_content(mut self, open: bool) -> Template {
+        match &mut self.kind {
+            Kind::File(file) => file.open_content = open,
+            Kind::Jinja(jinja) => jinja.open_content = open,
+        }
+        self
+    }
+
+    /// The text that the template was read from: two templates with the same source and name write the same.
+    pub fn source(&self) -> &str {
+        match &self.kind {
+            Kind::File(file) => &file.source,
+            Kind::Jinja(jinja) => jinja.source(),
+        }
+    }
+
+    /// Whether it is a Jinja template.
+    pub fn is_jinja(&self) -> bool {
+        matches!(self.kind, Kind::Jinja(_))
+    }
+
+    /// An instruction as the messages of a conversation.
+    pub fn messages_of(&self, task: &Instruction, mode: Mode) -> Vec<Message> {
+        turns::of_instruction(task, mode)
+    }
+
+    /// Which tokens are trained.
+    pub fn trained(&self) -> Trained {
+        self.trained
     }
 
     /// The built-in name, or the file.

@@ -55,6 +55,7 @@ fn every_built_in_template_writes_its_text_and_trains_its_answers() {
         ("llamantino-instruct-usage", Some(" \n"), expected!("llamantino-instruct-usage-without-input")),
         ("extremita", with, expected!("extremita")),
         ("extremita", Some(""), expected!("extremita-without-input")),
+        ("completion", Some(""), expected!("completion")),
     ];
     for (name, input, (file, expected)) in &cases {
         let template = Template::builtin(name).unwrap();

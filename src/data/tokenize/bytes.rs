@@ -52,9 +52,14 @@ impl TokenBytes {
         TokenBytes(lengths)
     }
 
+    /// Bytes of one token by its name.
+    pub fn length(&self, id: u32) -> u64 {
+        self.0.get(id as usize).copied().unwrap_or(0).into()
+    }
+
     /// Bytes of `ids` by their names; what the tokenizer inserted before the text is included.
     pub fn sum(&self, ids: &[u32]) -> u64 {
-        ids.iter().map(|&id| u64::from(self.0.get(id as usize).copied().unwrap_or(0))).sum()
+        ids.iter().map(|&id| self.length(id)).sum()
     }
 }
 

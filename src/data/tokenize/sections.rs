@@ -138,8 +138,11 @@ impl Tokenizer {
         self.controls.iter().for_each(|token| starts[token.text.as_bytes()[0] as usize] = true);
         let (bytes, mut at, mut found) = (text.as_bytes(), 0, Vec::new());
         while at < bytes.len() {
-            let here = self.controls.iter().filter(|_| starts[bytes[at] as usize]);
-            match here.clone().find(|token| bytes[at..].starts_with(token.text.as_bytes())) {
+            if !starts[bytes[at] as usize] {
+                at += 1;
+                continue;
+            }
+            match self.controls.iter().find(|token| bytes[at..].starts_with(token.text.as_bytes())) {
                 Some(token) => {
                     found.push(ControlPlace { range: at..at + token.text.len(), id: token.id });
                     at += token.text.len();
@@ -216,12 +219,12 @@ impl Tokenizer {
 
     /// Part of a text: at its very start, behind a control token, or (`cut`) in the middle of a section.
     fn encode_part(&self, text: &str, first: bool, cut: bool) -> Result<Vec<u32>> {
-        let Some((normalizer, pre_tokenizer)) = &self.prefixing.without else {
-            return self.encode_closed(&self.plain, text);
-        };
-        if !cut && (first || !self.prefixing.first_only) {
-            return self.encode_closed(&self.plain, text);
-        }
+        self.encode_long(text, !cut && (first || !self.prefixing.first_only))
+    }
+
+    /// The tokenizer that puts nothing before text.
+    pub(super) fn continuing(&self) -> Result<&tokenizers::Tokenizer> {
+        let Some((normalizer, pre_tokenizer)) = &self.prefixing.without else { return Ok(&self.plain) };
         let failed = |error: tokenizers::Error| Error::file(&self.path, error);
         if self.continuing.get().is_none() {
             let mut continuing = self.plain.clone();
@@ -230,7 +233,7 @@ impl Tokenizer {
             // Another thread may have been faster; its value is the same.
             let _ = self.continuing.set(continuing);
         }
-        self.encode_closed(self.continuing.get().unwrap_or(&self.plain), text)
+        Ok(self.continuing.get().unwrap_or(&self.plain))
     }
 }
 

@@ -198,14 +198,6 @@ fn unusable_folders_are_explained() {
 }
 
 #[test]
-fn batches_keep_their_order() {
-    let tokenizer = metaspace_folder().load();
-    let texts: Vec<String> = (0..200).map(|i| "dio ".repeat(i % 7 + 1) + &i.to_string()).collect();
-    let one_by_one: Vec<Vec<u32>> = texts.iter().map(|text| tokenizer.encode_plain(text).unwrap()).collect();
-    assert_eq!(tokenizer.encode_batch(&texts).unwrap(), one_by_one);
-}
-
-#[test]
 fn real_tokenizers_stay_closed_and_count_bytes() {
     let Some(models) = std::env::var_os("LLAMANTINO_TEST_MODELS") else {
         println!("skipped: set LLAMANTINO_TEST_MODELS to a folder of model folders");

@@ -41,6 +41,13 @@ pub fn is_gguf(path: &Path) -> bool {
     regular && std::fs::File::open(path).is_ok_and(|mut file| file.read_exact(&mut magic).is_ok()) && &magic == b"GGUF"
 }
 
+/// The tokenizer's files of a GGUF file, which may hold a vocabulary and no tensors.
+///
+/// Errors: as [`Gguf::tokenizer`]; a damaged file.
+pub fn tokenizer_files(path: &Path) -> Result<TokenizerFiles> {
+    tokenizer::files(&GgufFile::open(path)?, usize::MAX)
+}
+
 /// An open GGUF model.
 pub struct Gguf {
     file: GgufFile,

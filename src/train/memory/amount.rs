@@ -1,10 +1,11 @@
 //! How much a run will do: steps and rows, from its text where that can be read.
 
 use crate::data::batch::{BatchSettings, Batches};
-use crate::data::load::{load_text, TextData};
+use crate::data::load;
 use crate::data::tokenize::Tokenizer;
 use crate::error::Result;
 use crate::train::config::RunConfig;
+use crate::train::start::count_steps;
 use serde::Serialize;
 use std::path::Path;
 use std::sync::Arc;
@@ -39,21 +40,20 @@ pub struct Epoch {
 /// The tokenizer or the text cannot be read.
 pub fn of_text(config: &RunConfig, vocabulary: usize) -> Result<Amount> {
     let tokenizer = Tokenizer::load(Path::new(&config.model), Some(vocabulary))?;
-    let TextData { train, .. } = load_text(&config.data, &tokenizer, &mut |_| {})?;
+    let train = load::load(&config.data, &tokenizer, Path::new(&config.model), &mut |_| {})?.train;
     let settings = BatchSettings {
         sequence_length: config.data.sequence_length,
         packing: config.data.packing,
+        group_by_length: config.data.group_by_length,
         windows: config.training.micro_batch,
         seed: config.seed,
     };
-    let (documents, rows) = (train.len() as u64, train.total_rows() as u64);
+    let documents = train.len() as u64;
     let batches = Batches::new(Arc::new(train), settings)?;
+    let rows: u64 = batches.rows_by_window().map(|rows| rows as u64).sum();
     let steps = batches.steps_per_epoch(config.training.accumulation as u64);
     let epoch = Epoch { documents, windows: batches.windows() as u64, rows, steps };
-    let total = match config.training.steps {
-        0 => ((steps as f64 * config.training.epochs).ceil() as u64).max(1),
-        steps => steps,
-    };
+    let total = count_steps(config, &batches);
     let rows = (rows as f64 * total as f64 / steps.max(1) as f64) as u64;
     Ok(Amount { steps: total, rows, epoch: Some(epoch) })
 }

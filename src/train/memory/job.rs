@@ -78,7 +78,7 @@ impl Job {
                 length,
                 compute: config.training.compute,
                 threads,
-                ignored: false,
+                ignored: config.data.ignores_tokens(),
             },
             method: config.method,
             recompute: config.training.recompute,

@@ -1,67 +1,50 @@
-//! Reading a file line by line with a limit, and the account of lines that could not be used.
+//! Files of which every line is a row: JSON lines, and tables without header and quoting.
 //!
-//! Invariant: every line is either a record, blank, or counted in [`BadLines`]; none disappears.
+//! Blank lines are passed over, a byte-order mark and CRLF are taken off. A line has a limit, so that a file without
+//! line ends cannot fill the memory.
 
 use std::io::{BufRead, Read};
-use std::path::Path;
 
-use super::source::{read_error, Source, RECORD_LIMIT_BYTES};
-use super::{Entry, Record};
+use serde_json::Value;
+
+use super::{Container, Row, RowEntry, Rows};
+use crate::data::formats::source::{read_error, Source, RECORD_LIMIT_BYTES};
 use crate::error::{Error, Result};
 
-/// How many bad lines are shown in full.
-const SHOWN: usize = 5;
+/// One JSON object a line.
+pub const JSON: Container =
+    Container { name: "JSON lines", open: |source| Ok(Box::new(Lines::new(source, parse_object)) as Rows) };
 
-/// Lines that could not be used: how many, and the first few with their reason.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct BadLines {
-    /// How many there were.
-    pub count: u64,
-    /// `file:line: reason` of the first five.
-    pub first: Vec<String>,
-    /// How many may be skipped.
-    pub limit: u64,
-}
+/// One row a line, columns apart by tabs, no header, no quoting.
+pub const TABS: Container = Container {
+    name: "tab-separated lines",
+    open: |source| {
+        let columns = |line: &str| Ok(Row::Columns(line.split('\t').map(str::to_owned).collect()));
+        Ok(Box::new(Lines::new(source, columns)))
+    },
+};
 
-impl BadLines {
-    /// An empty account that lets `limit` lines be skipped.
-    pub fn with_limit(limit: u64) -> BadLines {
-        BadLines { limit, ..BadLines::default() }
-    }
-
-    /// Counts one; an error once there are more than the limit.
-    pub fn add(&mut self, path: &Path, line: u64, reason: &str) -> Result<()> {
-        self.count += 1;
-        if self.first.len() < SHOWN {
-            self.first.push(format!("{}:{line}: {reason}", path.display()));
-        }
-        if self.count <= self.limit {
-            return Ok(());
-        }
-        let last = format!("{}:{line}: {reason}", path.display());
-        if self.limit == 0 {
-            return Err(Error::failed(last).hint(
-                "repair the line, or set data.max_bad_lines to skip up to that many (they are counted and shown)",
-            ));
-        }
-        let mut shown = self.first.clone();
-        if !shown.contains(&last) {
-            shown.push(format!("... and the one over the limit: {last}"));
-        }
-        Err(Error::failed(format!(
-            "{} unusable lines, {} may be skipped (data.max_bad_lines):\n  {}",
-            self.count,
-            self.limit,
-            shown.join("\n  ")
-        ))
-        .hint("repair the data, or raise data.max_bad_lines"))
+/// A JSON object as a row.
+pub(super) fn parse_object(text: &str) -> Result<Row, String> {
+    match serde_json::from_str::<Value>(text) {
+        Ok(Value::Object(fields)) => Ok(Row::Object(fields)),
+        Ok(other) => Err(format!("expected a JSON object, found {}", super::kind(&other))),
+        Err(error) => Err(broken(text, &error)),
     }
 }
 
-/// What makes a record of a line (without its line end); the reason if it cannot.
-pub type ParseLine = fn(&str) -> Result<Record, String>;
+/// serde_json's reason, with the column only: the line that it names counts from the start of the record.
+fn broken(text: &str, error: &serde_json::Error) -> String {
+    let reason = error.to_string();
+    let reason = reason.split(" at line ").next().unwrap_or(&reason);
+    let advice = if text.trim() == "{" { "; expected one object a line (convert the file: jq -c .)" } else { "" };
+    format!("broken JSON at column {}: {reason}{advice}", error.column())
+}
 
-/// The lines of a file as entries. Blank lines are passed over, a byte-order mark and CRLF are taken off.
+/// What makes a row of a line (without its line end); the reason if it cannot.
+pub type ParseLine = fn(&str) -> Result<Row, String>;
+
+/// The lines of a file as rows.
 pub struct Lines {
     source: Source,
     parse: ParseLine,
@@ -91,20 +74,20 @@ impl Lines {
         Ok(!self.buffer.is_empty())
     }
 
-    fn entry(&self) -> Option<Entry> {
+    fn entry(&self) -> Option<RowEntry> {
         let content = match decode_utf8(&self.buffer, self.number == 1) {
             Ok(text) if text.trim().is_empty() => return None,
             Ok(text) => (self.parse)(text.trim_end_matches(['\n', '\r'])),
             Err(reason) => Err(reason),
         };
-        Some(Entry { line: self.number, content })
+        Some(RowEntry { line: self.number, content })
     }
 }
 
 impl Iterator for Lines {
-    type Item = Result<Entry>;
+    type Item = Result<RowEntry>;
 
-    fn next(&mut self) -> Option<Result<Entry>> {
+    fn next(&mut self) -> Option<Result<RowEntry>> {
         loop {
             match self.read_line() {
                 Err(error) => return Some(Err(error)),

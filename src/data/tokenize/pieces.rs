@@ -1,0 +1,167 @@
+//! Long texts in pieces: where a text may be cut so that the ids of the pieces are the ids of the whole.
+//!
+//! Two families of tokenizers allow it; for all others a text is encoded whole.
+//! - **Metaspace BPE** (LLaMA 2): a space becomes `▁`, and the whole text is one sequence of merges. A merge makes a
+//!   token of the vocabulary; where no token holds `c▁` for some character `c`, no merge ever crosses the place between
+//!   `c` and a space, so that both sides are merged as if they stood alone. The side behind it begins with its own `▁`
+//!   and gets no further one in front.
+//! - **Byte-level BPE with a word pattern** (GPT-2, LLaMA 3, Qwen 2): words are found from left to right, each match
+//!   depends on what follows its beginning, and merges stay within words. In none of the known patterns does a match go
+//!   on from a letter into white space, and a run of letters ends at the end of a text as it does before a space: so the
+//!   place between a letter and a space or line end always lies between two matches, whatever stands on either side.
+//!
+//! Neither holds where an added token of ordinary text spells such a place, or takes white space beside it.
+
+use std::collections::HashSet;
+
+use rayon::prelude::*;
+use serde_json::Value;
+
+use super::Tokenizer;
+use crate::error::Result;
+
+/// Texts up to this many bytes are encoded whole.
+pub const WHOLE_BYTES: usize = 16 << 10;
+/// Pieces are at least this long.
+const PIECE_BYTES: usize = 8 << 10;
+
+/// The patterns of LLaMA 3 and Qwen 2, beside the one that is built into `ByteLevel` (GPT-2's).
+const WORD_PATTERNS: &[&str] = &[
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+];
+
+/// Where texts may be cut.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) enum Cuts {
+    /// Nowhere.
+    #[default]
+    Nowhere,
+    /// Before a space, but not behind these characters.
+    BeforeSpace(HashSet<char>),
+    /// Between an ASCII letter and a space or line end.
+    BehindLetter,
+}
+
+impl Cuts {
+    /// What the proof allows for a parsed `tokenizer.json`; `closed` tokens are not looked for in text.
+    pub(super) fn of(tokenizer: &Value, closed: &dyn Fn(&str) -> bool) -> Cuts {
+        if tokenizer["model"]["type"] != "BPE" {
+            return Cuts::Nowhere;
+        }
+        let open = tokenizer["added_tokens"].as_array().into_iter().flatten();
+        let open: Vec<&Value> = open.filter(|token| !token["content"].as_str().is_some_and(closed)).collect();
+        let greedy = |token: &&&Value| ["lstrip", "rstrip", "single_word"].iter().any(|flag| token[*flag] == true);
+        if open.iter().any(|token| greedy(&token)) {
+            return Cuts::Nowhere;
+        }
+        let cuts = if is_metaspace(tokenizer) {
+            before_space(tokenizer)
+        } else if is_word_level(tokenizer) {
+            Cuts::BehindLetter
+        } else {
+            Cuts::Nowhere
+        };
+        let spelt =
+            open.iter().filter_map(|token| token["content"].as_str()).any(|text| cuts.places(text).next().is_some());
+        if spelt {
+            Cuts::Nowhere
+        } else {
+            cuts
+        }
+    }
+
+    /// The places in `text` at which it may be cut, ascending.
+    fn places<'a>(&'a self, text: &'a str) -> impl Iterator<Item = usize> + 'a {
+        text.char_indices().zip(text.chars().skip(1)).filter_map(move |((place, before), behind)| {
+            let here = match self {
+                Cuts::Nowhere => false,
+                Cuts::BeforeSpace(not_behind) => behind == ' ' && before != ' ' && !not_behind.contains(&before),
+                Cuts::BehindLetter => before.is_ascii_alphabetic() && matches!(behind, ' ' | '\n'),
+            };
+            here.then_some(place + before.len_utf8())
+        })
+    }
+
+    /// `text` in pieces of at least `least` bytes (the last may be shorter).
+    pub(super) fn split<'a>(&self, text: &'a str, least: usize) -> Vec<&'a str> {
+        let (mut pieces, mut start) = (Vec::new(), 0);
+        while text.len() - start > least {
+            // The search begins inside the piece, at a character.
+            let from = (start + least..text.len()).find(|&place| text.is_char_boundary(place)).unwrap_or(text.len());
+            let from = text[start..from].char_indices().next_back().map_or(start, |(place, _)| start + place);
+            let Some(cut) = self.places(&text[from..]).next() else { break };
+            pieces.push(&text[start..from + cut]);
+            start = from + cut;
+        }
+        pieces.push(&text[start..]);
+        pieces
+    }
+}
+
+/// A space is written `▁`, and nothing but that and a prefix happens before the merges.
+fn is_metaspace(tokenizer: &Value) -> bool {
+    let replaces =
+        |part: &Value| part["type"] == "Replace" && part["pattern"]["String"] == " " && part["content"] == "▁";
+    let prepends = |part: &Value| part["type"] == "Prepend" && part["prepend"] == "▁";
+    let normalizer = &tokenizer["normalizer"];
+    let parts = normalizer["normalizers"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let normalizes = replaces(normalizer)
+        || normalizer["type"] == "Sequence"
+            && parts.iter().all(|part| replaces(part) || prepends(part))
+            && parts.last().is_some_and(replaces);
+    normalizes && tokenizer["pre_tokenizer"].is_null()
+}
+
+fn before_space(tokenizer: &Value) -> Cuts {
+    let Some(vocabulary) = tokenizer["model"]["vocab"].as_object() else { return Cuts::Nowhere };
+    let mut not_behind = HashSet::new();
+    for token in vocabulary.keys() {
+        let pairs = token.chars().zip(token.chars().skip(1));
+        not_behind.extend(pairs.filter(|(_, behind)| *behind == '▁').map(|(before, _)| before));
+    }
+    // A byte is written <0xNN>: a token that goes on from one into a space would be found under `>`.
+    match not_behind.contains(&'>') {
+        true => Cuts::Nowhere,
+        false => Cuts::BeforeSpace(not_behind.into_iter().chain(['▁']).collect()),
+    }
+}
+
+/// Byte-level with one of the patterns that are known, digits apart or not.
+fn is_word_level(tokenizer: &Value) -> bool {
+    let byte_level = |part: &Value| part["type"] == "ByteLevel" && part["add_prefix_space"] != true;
+    let own_pattern = |part: &Value| byte_level(part) && part["use_regex"] != false;
+    let digits = |part: &Value| part["type"] == "Digits";
+    let words = |part: &Value| {
+        let pattern = part["pattern"]["Regex"].as_str().unwrap_or_default();
+        let isolated = part["behavior"] == "Isolated" && part["invert"] != true;
+        part["type"] == "Split" && isolated && WORD_PATTERNS.contains(&pattern)
+    };
+    let part = &tokenizer["pre_tokenizer"];
+    let parts = part["pretokenizers"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let known = match parts {
+        [] => own_pattern(part),
+        [first, second] => (digits(first) && own_pattern(second)) || (words(first) && byte_level(second)),
+        _ => false,
+    };
+    known && tokenizer["normalizer"].is_null()
+}
+
+impl Tokenizer {
+    /// The ids of content by `plain` (`prefixed`) or its sibling that puts nothing before text; long texts in pieces, on
+    /// all threads.
+    pub(super) fn encode_long(&self, text: &str, prefixed: bool) -> Result<Vec<u32>> {
+        let first = || if prefixed { Ok(&self.plain) } else { self.continuing() };
+        if text.len() <= WHOLE_BYTES || self.cuts == Cuts::Nowhere {
+            return self.encode_closed(first()?, text);
+        }
+        let pieces = self.cuts.split(text, PIECE_BYTES);
+        let (first, rest) = (first()?, self.continuing()?);
+        let encode = |(place, piece): (usize, &&str)| self.encode_closed(if place == 0 { first } else { rest }, piece);
+        let ids: Vec<Vec<u32>> = pieces.par_iter().enumerate().map(encode).collect::<Result<_>>()?;
+        Ok(ids.concat())
+    }
+}
+
+#[cfg(test)]
+mod tests;
