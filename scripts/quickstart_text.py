@@ -10,12 +10,13 @@ Python's standard library is all it needs.
 import glob
 import gzip
 import hashlib
-import html.parser
 import json
 import re
 import struct
 import sys
 import zlib
+
+from html_text import blocks_of
 
 DOCUMENT = 3000  # characters after which a document is closed
 QUOTES = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "\u00a0": " ", "\u2011": "-"})
@@ -60,42 +61,12 @@ def bible(package):
                 yield re.sub(r"([,.;:?!])(?=[A-Za-z])", r"\1 ", text).split("\n\n")
 
 
-class Paragraphs(html.parser.HTMLParser):
-    """The text of an HTML page in blocks, without code, tables, menus and scripts."""
-
-    BLOCKS = {"p", "li", "dd", "dt", "h1", "h2", "h3", "h4", "blockquote", "div", "ul", "ol", "dl", "br", "body"}
-    SILENT = {"script", "style", "pre", "table", "head", "form", "svg", "button", "nav"}
-
-    def __init__(self):
-        super().__init__(convert_charrefs=True)
-        self.blocks, self.silent = [""], []
-
-    def handle_starttag(self, tag, attributes):
-        if tag in self.SILENT:
-            self.silent.append(tag)
-        elif tag in self.BLOCKS:
-            self.blocks.append("")
-
-    def handle_endtag(self, tag):
-        if self.silent and self.silent[-1] == tag:
-            self.silent.pop()
-        if tag in self.BLOCKS or tag in self.SILENT:
-            self.blocks.append("")
-
-    def handle_data(self, data):
-        if not self.silent:
-            self.blocks[-1] += data
-
-
 def sqlite(package):
     """SQLite's documentation, page by page."""
     for path in sorted(glob.glob(f"{package}/usr/share/doc/sqlite3/**/*.html", recursive=True)):
         if re.search(r"crossref|sitemap|doclist|keyword_index|syntaxdiagrams|requirements|consortium", path):
             continue
-        with open(path, encoding="utf-8", errors="replace") as file:
-            page = Paragraphs()
-            page.feed(file.read())
-        yield page.blocks
+        yield blocks_of(path)
 
 
 def jargon(package):
