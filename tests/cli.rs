@@ -4,6 +4,7 @@ mod support;
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use support::{configuration, fail, italian, run, skip, succeed, tiny_model, workspace, write_weights};
 
 fn rows(log: &Path) -> Vec<serde_json::Value> {
@@ -41,6 +42,26 @@ fn train_merge_and_generate() {
     for file in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
         assert!(root.join("merged").join(file).exists(), "{file}");
     }
+}
+
+/// The printed commands are pasted into a shell, whatever the folders are called.
+#[test]
+fn printed_commands_can_be_pasted() {
+    let folder = workspace();
+    let root = folder.path();
+    configuration(root, "first", "");
+    let output = run(root, &["train", "first.toml", "--set", "output=l'anno \"d'oro\"", "--set", "training.steps=2"]);
+    let screen = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{screen}");
+    let commands: Vec<&str> = screen.lines().map(str::trim).filter(|line| line.starts_with("llamantino ")).collect();
+    assert_eq!(commands.len(), 2, "{screen}");
+    let program = Path::new(env!("CARGO_BIN_EXE_llamantino")).parent().unwrap();
+    let path = format!("{}:{}", program.display(), std::env::var("PATH").unwrap());
+    for command in commands {
+        let output = Command::new("sh").args(["-c", command]).current_dir(root).env("PATH", &path).output().unwrap();
+        assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert!(root.join("l'anno \"d'oro\"/first-merged/model.safetensors").exists());
 }
 
 #[test]
@@ -324,6 +345,19 @@ fn usage_errors_exit_with_2_and_help_is_data() {
         assert!(help.contains("Example"), "{command} --help has an example");
     }
     assert!(succeed(root, &["--version"]).contains(env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn the_version_tells_how_the_program_was_built() {
+    let here = std::env::current_dir().unwrap();
+    assert_eq!(succeed(&here, &["-V"]), concat!("llamantino ", env!("CARGO_PKG_VERSION"), "\n"));
+    let long = succeed(&here, &["--version"]);
+    let lines: Vec<&str> = long.lines().collect();
+    assert_eq!(lines[0], concat!("llamantino ", env!("CARGO_PKG_VERSION")));
+    assert!(lines[1].contains(std::env::consts::ARCH) && lines[1].contains("features: "), "{long}");
+    assert!(lines[2].starts_with("CPU kernels: portable") && lines[2].contains("in use: "), "{long}");
+    let refused = Command::new(env!("CARGO_BIN_EXE_llamantino")).arg("--version").env("LLAMANTINO_CPU", "mmx").output();
+    assert_eq!(refused.unwrap().status.code(), Some(2), "scripts/check.sh asks this way which kernels there are");
 }
 
 #[test]

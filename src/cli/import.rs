@@ -1,7 +1,7 @@
 //! `llamantino import`: a GGUF model as a Hugging Face folder.
 
 use super::merge::DtypeArg;
-use super::{output, progress};
+use super::{output, progress, shell};
 use crate::error::Result;
 use crate::export::import_gguf;
 use crate::quant::SourceDtype;
@@ -42,10 +42,11 @@ pub fn run(args: ImportArgs) -> Result<()> {
     let types: Vec<String> = summary.stored_types.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
     let out = args.out.display();
     output::note(&format!(
-        "{} tensors ({}) in {out}, {:.1} MiB\nnext: llamantino generate --model {out} --prompt \"...\"",
+        "{} tensors ({}) in {out}, {:.1} MiB\nnext: llamantino generate --model {} --prompt \"...\"",
         summary.tensors,
         types.join(", "),
-        summary.written.tensor_bytes as f64 / f64::from(1 << 20)
+        summary.written.tensor_bytes as f64 / f64::from(1 << 20),
+        shell::path(&args.out),
     ));
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! `llamantino merge`: folds an adapter into its base, streamed, in f32, rounded once.
 
-use super::{output, progress};
+use super::{output, progress, shell};
 use crate::device;
 use crate::error::Result;
 use crate::export::merge::{merge_folder, MergeDtype, MergeJob};
@@ -84,10 +84,11 @@ pub fn run(args: MergeArgs) -> Result<()> {
     }
     let out = job.out.display();
     output::note(&format!(
-        "{} tensors, {} of them merged, {:.1} MiB in {out}\nnext: llamantino generate --model {out} --prompt \"...\"",
+        "{} tensors, {} of them merged, {:.1} MiB in {out}\nnext: llamantino generate --model {} --prompt \"...\"",
         summary.tensors,
         summary.merged,
-        summary.bytes as f64 / f64::from(1 << 20)
+        summary.bytes as f64 / f64::from(1 << 20),
+        shell::path(&job.out),
     ));
     Ok(())
 }

@@ -20,7 +20,9 @@ pub mod plan;
 pub mod progress;
 pub mod quantize;
 pub mod quickstart;
+pub mod shell;
 pub mod train;
+pub mod version;
 
 use crate::device;
 use crate::error::{Error, Result};
@@ -29,7 +31,7 @@ use std::ffi::OsString;
 
 /// QLoRA fine-tuning of LLaMA-architecture models, made for good Italian models.
 #[derive(Debug, Parser)]
-#[command(name = "llamantino", version, propagate_version = true, max_term_width = 100)]
+#[command(name = "llamantino", version, long_version = version::long(), propagate_version = true, max_term_width = 100)]
 #[command(after_help = "Examples:\n  llamantino train\n  llamantino train configs/stories260k-italian.toml\n  \
     llamantino merge --base MODEL --adapter runs/NAME/adapter --out MERGED\n  \
     llamantino generate --model MERGED --prompt \"C'era una volta\"")]
@@ -79,6 +81,10 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
             return Err(usage_error(&error));
         }
         Err(help) => {
+            // The version names the kernels in use, so a choice that this machine lacks is an error here too.
+            if help.kind() == clap::error::ErrorKind::DisplayVersion {
+                device::check()?;
+            }
             output::help(&help.render());
             return Ok(());
         }

@@ -1,6 +1,6 @@
 //! `llamantino quantize`: a model folder in NF4, in the layout of bitsandbytes.
 
-use super::{output, progress};
+use super::{output, progress, shell};
 use crate::device;
 use crate::error::Result;
 use crate::export::quantize::quantize_folder;
@@ -43,9 +43,10 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
     let summary = summary?;
     let out = args.out.display();
     output::note(&format!(
-        "{} linears in NF4, {:.1} MiB in {out}\nnext: llamantino generate --model {out} --prompt \"...\"",
+        "{} linears in NF4, {:.1} MiB in {out}\nnext: llamantino generate --model {} --prompt \"...\"",
         summary.quantized,
-        summary.written.tensor_bytes as f64 / f64::from(1 << 20)
+        summary.written.tensor_bytes as f64 / f64::from(1 << 20),
+        shell::path(&args.out),
     ));
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! `llamantino train`: runs a configuration and shows how it goes.
 
-use super::{chain, hub, output, progress, quickstart};
+use super::{chain, hub, output, progress, quickstart, shell};
 use crate::config;
 use crate::device;
 use crate::error::{Error, ErrorKind, Result};
@@ -87,7 +87,7 @@ fn model_folder(spec: &str) -> Result<String> {
     let path = hub::resolve(spec)?;
     if is_gguf(&path) {
         return Err(Error::usage(format!("{spec}: training starts from a model folder, this is a GGUF file"))
-            .hint(format!("llamantino import {} --out FOLDER, then set model to that folder", path.display())));
+            .hint(format!("llamantino import {} --out FOLDER, then set model to that folder", shell::path(&path))));
     }
     Ok(path.to_string_lossy().into_owned())
 }
@@ -97,25 +97,16 @@ fn with_command(error: Error, args: &TrainArgs) -> Error {
     if error.kind() != ErrorKind::Interrupted {
         return error;
     }
-    let config = args.config.as_ref().map_or(String::new(), |path| format!(" {}", quoted(&path.to_string_lossy())));
+    let config = args.config.as_ref().map_or(String::new(), |path| format!(" {}", shell::path(path)));
     let mut command = format!("llamantino train{config}");
     if let Some(stage) = &args.stage {
-        command += &format!(" --stage {}", quoted(stage));
+        command += &format!(" --stage {}", shell::word(stage));
     }
     for given in &args.overrides {
-        command += &format!(" --set {}", quoted(given));
+        command += &format!(" --set {}", shell::word(given));
     }
     let what = error.hint_text().unwrap_or_default().to_string();
     error.hint(format!("{what}: {command}"))
-}
-
-/// `text` as one word of a POSIX shell.
-fn quoted(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
-    match !text.is_empty() && text.chars().all(plain) {
-        true => text.to_string(),
-        false => format!("'{}'", text.replace('\'', "'\\''")),
-    }
 }
 
 /// Shows a run on stderr: a bar on a terminal, plain lines elsewhere.
@@ -238,16 +229,20 @@ fn show_summary(summary: &RunSummary) {
 
 /// The commands that use the result.
 fn show_next(config: &RunConfig, summary: &RunSummary) {
-    let result = summary.result.display();
-    let model = &config.model;
+    let result = shell::path(&summary.result);
+    let model = shell::word(&config.model);
     output::note(&match config.method {
         crate::model::Method::Full => {
-            format!("\nmodel: {result}\nnext: llamantino generate --model {result} --prompt \"...\"")
+            format!(
+                "\nmodel: {}\nnext: llamantino generate --model {result} --prompt \"...\"",
+                summary.result.display()
+            )
         }
         _ => format!(
-            "\nadapter: {result}\nnext:\n  llamantino generate --model {model} --adapter {result} --prompt \"...\"\n  \
-             llamantino merge --base {model} --adapter {result} --out {}-merged",
-            summary.folder.display()
+            "\nadapter: {}\nnext:\n  llamantino generate --model {model} --adapter {result} --prompt \"...\"\n  \
+             llamantino merge --base {model} --adapter {result} --out {}",
+            summary.result.display(),
+            shell::word(&format!("{}-merged", summary.folder.display()))
         ),
     });
 }

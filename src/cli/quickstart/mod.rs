@@ -7,7 +7,7 @@ mod files;
 #[cfg(test)]
 mod tests;
 
-use super::output;
+use super::{output, shell};
 use crate::adapter::peft;
 use crate::data::tokenize::Tokenizer;
 use crate::error::{Error, Result};
@@ -104,7 +104,7 @@ pub fn show(config: &RunConfig, summary: &RunSummary) -> Result<()> {
     output::note(&format!("\nthe same again, or with a text of yours:\n  {}", result.command()));
     if let Some(adapter) = result.adapter {
         let merged = Path::new(FOLDER).join("merged");
-        let (model, adapter, out) = (model.display(), adapter.display(), merged.display());
+        let (model, adapter, out) = (shell::path(model), shell::path(adapter), shell::path(&merged));
         output::note(&format!(
             "base and adapter as one model, which transformers loads too:\n  \
              llamantino merge --base {model} --adapter {adapter} --out {out}\n  {}",
@@ -160,9 +160,9 @@ impl Continued<'_> {
 
     /// The command that generates the same.
     fn command(&self) -> String {
-        let mut command = format!("llamantino generate --model {}", self.model.display());
+        let mut command = format!("llamantino generate --model {}", shell::path(self.model));
         if let Some(adapter) = self.adapter {
-            command += &format!(" --adapter {}", adapter.display());
+            command += &format!(" --adapter {}", shell::path(adapter));
         }
         if self.nf4() {
             command += " --nf4";
