@@ -55,8 +55,12 @@ pub fn run(args: ChatArgs) -> Result<()> {
     let opened = args.model.open()?;
     let template = match args.template.as_deref() {
         Some("none") => None,
+        Some("model") => Some(opened.chat_template()?.ok_or_else(|| {
+            Error::failed(format!("{}: this model has no chat template", args.model.model))
+                .hint("choose one with --template llamantino-chat")
+        })?),
         Some(name) => Some(opened.with_description(|folder| Template::named(name, folder))?),
-        None => opened.with_description(Template::from_model)?,
+        None => opened.chat_template()?,
     };
     let (generator, tokenizer) = args.model.load(&opened)?;
     tokenizer.warnings().iter().for_each(|warning| output::warning(warning));

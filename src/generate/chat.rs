@@ -21,12 +21,17 @@ use crate::error::{Error, Result};
 pub const ITALIAN_SYSTEM: &str = "Sei un assistente disponibile, rispettoso e onesto. Rispondi in italiano, in modo \
                                   chiaro e corretto. Se non conosci la risposta, dillo.";
 
+/// A system prompt that no template writes by itself.
+const PROBE: &str = "(a system prompt)";
+
 /// A conversation in progress.
 pub struct ChatSession {
     generator: Generator,
     tokenizer: Tokenizer,
     template: Option<Template>,
     system: Option<String>,
+    /// Whether the template writes a system prompt of its own where none is given.
+    has_default_system: bool,
     messages: Vec<Message>,
     /// Messages before this one are forgotten: they are saved, but not read by the model.
     remembered: usize,
@@ -79,12 +84,14 @@ impl ChatSession {
             tokenizer,
             template,
             system: None,
+            has_default_system: false,
             messages: Vec::new(),
             remembered: 0,
             sampling,
             last: None,
         };
         session.set_stop_tokens();
+        session.has_default_system = session.writes_default_system();
         let mut notes = Vec::new();
         match (&session.template, system) {
             (_, Some(system)) => notes.extend(session.set_system(Some(system))?),
@@ -165,6 +172,18 @@ impl ChatSession {
         Ok(template.render(&self.tokenizer, &Conversation { messages }, Mode::Prompt)?.text)
     }
 
+    /// Whether the template has a system prompt of its own. A model's template does not name it, but writes it where a
+    /// given one would stand (SmolLM2's, Qwen's).
+    fn writes_default_system(&self) -> bool {
+        let Some(template) = self.template.as_ref().filter(|template| !template.is_instruction()) else { return false };
+        let written = || {
+            let (given, none) = (self.check_template(Some(PROBE)).ok()?, self.check_template(None).ok()?);
+            let (before, behind) = given.split_once(PROBE)?;
+            Some(!none.strip_prefix(before)?.strip_suffix(behind)?.trim().is_empty())
+        };
+        template.default_system().is_some() || written().unwrap_or(false)
+    }
+
     /// Forgets all messages; the system prompt stays.
     pub fn reset(&mut self) {
         self.messages.clear();
@@ -179,7 +198,7 @@ impl ChatSession {
         };
         // An empty system prompt is a statement to a template with a default of its own, and noise to others.
         let takes_system = !template.is_instruction();
-        let system = self.system.as_deref().filter(|system| !system.is_empty() || template.default_system().is_some());
+        let system = self.system.as_deref().filter(|system| !system.is_empty() || self.has_default_system);
         let system = system.filter(|_| takes_system).map(|system| Message::new(Role::System, system));
         let question = Message::new(Role::User, question);
         let messages = system.into_iter().chain(messages.iter().cloned()).chain([question]).collect();

@@ -152,6 +152,22 @@ fn system_prompts_are_taken_from_user_template_or_default() {
     let from_template = start(llamantino(), None, 1024).unwrap();
     assert_eq!(from_template.session.system(), llamantino().unwrap().default_system());
     assert_eq!(start(jinja(all), None, 1024).unwrap().session.system(), Some(ITALIAN_SYSTEM));
+    // A model's template that writes a system prompt of its own, as SmolLM2's and Qwen's do.
+    let own = "{% if messages[0].role != 'system' %}<sys>Sono io.{{ eos_token }}{% endif %}{% for m in messages %}\
+               {% if m.role == 'system' %}<sys>{% endif %}{{ m.content }}{{ eos_token }}{% endfor %}";
+    let text = |start: &Start| {
+        let question = start.session.ask("ciao").unwrap();
+        start.session.tokenizer.decode(&question.prompt, false).unwrap()
+    };
+    let mut replaced = start(jinja(own), None, 1024).unwrap();
+    assert_eq!(replaced.session.system(), Some(ITALIAN_SYSTEM));
+    assert!(!text(&replaced).contains("Sono io."), "{}", text(&replaced));
+    replaced.session.set_system(None).unwrap();
+    assert!(text(&replaced).contains("<sys></s>ciao"), "none is none: {}", text(&replaced));
+    let none = start(jinja(own), Some(""), 1024).unwrap();
+    assert!(text(&none).contains("<sys></s>ciao"), "none is none: {}", text(&none));
+    let nothing = start(jinja(all), Some(""), 1024).unwrap();
+    assert!(text(&nothing).ends_with("ciao</s>") && !text(&nothing).contains("</s>c"), "{}", text(&nothing));
     let without = start(jinja(refuses), None, 1024).unwrap();
     assert_eq!((without.session.system(), without.notes.len()), (None, 1));
     let error = start(jinja(refuses), Some("s"), 1024).err().unwrap();

@@ -4,6 +4,7 @@ use super::gguf::{is_gguf, Gguf};
 use super::hf_config::ModelConfig;
 use super::load::TensorSource;
 use super::weights::Checkpoint;
+use crate::data::template::Template;
 use crate::data::tokenize::Tokenizer;
 use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
@@ -55,6 +56,20 @@ impl OpenModel {
                 read(folder.path()).map_err(|error| error.at(self.path.display()))
             }
         }
+    }
+
+    /// The model's own chat template, if it has one.
+    ///
+    /// Errors: a template that is not valid Jinja; files that cannot be read.
+    pub fn chat_template(&self) -> Result<Option<Template>> {
+        let template = self.with_description(Template::from_model)?;
+        Ok(match &self.storage {
+            Storage::Folder(_) => template,
+            Storage::Gguf(_) => {
+                let place = format!("{} (tokenizer.chat_template)", self.path.display());
+                template.map(|template| template.from_place(&place))
+            }
+        })
     }
 
     /// The tokenizer.

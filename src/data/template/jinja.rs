@@ -140,6 +140,12 @@ impl JinjaTemplate {
         &self.source
     }
 
+    /// Calls it otherwise in messages.
+    #[must_use]
+    pub fn at(self, place: &str) -> JinjaTemplate {
+        JinjaTemplate { place: place.to_owned(), ..self }
+    }
+
     /// Where it was read.
     pub fn place(&self) -> &str {
         &self.place

@@ -261,6 +261,16 @@ impl Template {
         self.trained
     }
 
+    /// Says where a template came from, if the folder that it was read from will be gone.
+    #[must_use]
+    pub fn from_place(self, place: &str) -> Template {
+        let kind = match self.kind {
+            Kind::Jinja(jinja) => Kind::Jinja(jinja.at(place)),
+            file => file,
+        };
+        Template { name: place.to_owned(), kind, ..self }
+    }
+
     /// The built-in name, or the file.
     pub fn name(&self) -> &str {
         &self.name

@@ -148,6 +148,10 @@ impl<'a> Client<'a> {
                     "accept the licence on the model's page, then set HF_TOKEN to a token from huggingface.co/settings/tokens",
                 ),
             }),
+            // A wrong token is refused for public models too.
+            401 if known && code.is_empty() => Failure::Final(error("this token is not accepted").hint(
+                "HF_TOKEN, or the token file, is wrong or has expired: make another at huggingface.co/settings/tokens, or unset it for a public model",
+            )),
             401 | 403 | 404 if code == "RepoNotFound" || status == 401 => Failure::Final(match known {
                 true => error("no such model, or the token may not see it")
                     .hint("check the spelling and HF_TOKEN (a token may have expired); a model's folder on disk can be named instead"),

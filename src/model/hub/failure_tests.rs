@@ -76,6 +76,18 @@ fn a_gated_model_says_what_to_do() {
 }
 
 #[test]
+fn a_wrong_token_is_said_to_be_wrong_and_never_shown() {
+    let refuse =
+        |_: &Asked| Answer::new(401, "").with("X-Error-Message", "Invalid credentials in Authorization header");
+    let (hub, cache) = (FakeHub::start(refuse), tempfile::tempdir().unwrap());
+    let settings = HubSettings { token: Some("hf_wrong".into()), ..hub.settings(cache.path()) };
+    let error = resolve_with("org/name", || Ok(settings), &mut ()).unwrap_err();
+    assert!(error.message().contains("this token is not accepted (Invalid credentials"), "{error}");
+    assert!(error.hint_text().unwrap().contains("unset it for a public model"));
+    assert!(!format!("{error:?}").contains("hf_wrong"));
+}
+
+#[test]
 fn refusals_are_told_apart() {
     let coded = |status: u16, code: &'static str| failure(move |_| Answer::new(status, "").with("X-Error-Code", code));
     assert!(coded(404, "RepoNotFound").message().contains("no such model, or a private one"));
