@@ -88,7 +88,8 @@ fn losses_and_perplexity_are_those_of_transformers() {
         model.rope.ensure(ids.len());
         let positions: Vec<u32> = (0..ids.len() as u32).collect();
         let targets: Vec<i32> = ids[1..].iter().map(|&id| id as i32).chain([-100]).collect();
-        let rows = Rows { ids, positions: &positions, segments: &[0..ids.len()] };
+        let segment = 0..ids.len();
+        let rows = Rows { ids, positions: &positions, segments: std::slice::from_ref(&segment) };
         let loss = model.loss(&pass, rows, &targets, None);
         assert_eq!(loss.targets, ids.len() - 1);
         let difference = (loss.sum - expected).abs();
