@@ -37,6 +37,7 @@ const SHAPES: &[Shape] = &[
     Shape::new("meta-llama/Meta-Llama-3-8B-Instruct", [4096, 14336, 32, 32, 8, 128256]),
     Shape::new("SmolLM2-135M-Instruct.Q4_1.gguf", [576, 1536, 30, 9, 3, 49152]),
     Shape::new("smollm2", [576, 1536, 30, 9, 3, 49152]),
+    Shape::new("smollm2-135m", [576, 1536, 30, 9, 3, 49152]),
     Shape::new("models/stories260K", [64, 172, 5, 8, 4, 512]),
     Shape::new("quickstart-base/start", [192, 512, 6, 6, 3, 4096]),
 ];
