@@ -135,8 +135,15 @@ fn a_changed_stage_is_refused_with_the_difference() {
     let error = go(&recipe, Go::default()).0.unwrap_err();
     assert!(error.message().starts_with("stage chat: "), "{error}");
     assert_same(&outcomes(&recipe), &before, "a refusal changes nothing");
-    // What bears upon nothing that is still to be done is no change.
     recipe.stage[1].changes.0.remove("seed");
+    // Other data cannot be compared any more with what a finished stage has read.
+    tiny.write_text("other.txt", 9, 1000);
+    let paths = recipe.run.data.paths.clone();
+    recipe.run.data.paths = vec![tiny.path("other.txt").display().to_string()];
+    let error = go(&recipe, Go::default()).0.unwrap_err();
+    assert!(error.message().starts_with("stage adapt: ") && error.message().contains("data.paths"), "{error}");
+    recipe.run.data.paths = paths;
+    // What bears upon nothing that is still to be done is no change.
     recipe.run.training.keep_last = 7;
     finish(&recipe);
 }

@@ -10,6 +10,7 @@ use crate::device;
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::train::config::RunConfig;
+use crate::train::stages::Recipe;
 use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
 use std::fmt::Write;
@@ -71,6 +72,9 @@ pub struct RunArgs {
     /// Replace a value of the configuration, e.g. `data.sequence_length=1024`; may be given again.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
+    /// Of a chain of stages, the one whose data are meant.
+    #[arg(long, value_name = "NAME")]
+    pub stage: Option<String>,
 }
 
 /// Runs `data`.
@@ -83,8 +87,10 @@ pub fn run(args: DataArgs) -> Result<()> {
 
 /// The configuration and the tokenizer of its model.
 fn open(args: &RunArgs) -> Result<(RunConfig, Tokenizer)> {
-    let mut config: RunConfig = config::load_file(&args.config, &args.overrides)?;
-    config.model = hub::resolve_local(&config.model)?.to_string_lossy().into_owned();
+    let mut recipe: Recipe = config::load_file(&args.config, &args.overrides)?;
+    recipe.run_of(args.stage.as_deref())?;
+    recipe.run.model = hub::resolve_local(&recipe.run.model)?.to_string_lossy().into_owned();
+    let config = recipe.run_of(args.stage.as_deref())?;
     device::set_threads(Some(config.training.threads).filter(|threads| *threads > 0))?;
     let folder = Path::new(&config.model);
     let model = ModelConfig::from_folder(folder)?;

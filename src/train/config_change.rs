@@ -33,6 +33,9 @@ const HARMLESS: &[&str] = &[
     "training.spike",
 ];
 
+/// Keys among them that name contents: another value may bring another run, as the hashes tell where they are compared.
+const CONTENTS: &[&str] = &["model", "data.paths", "data.source[].paths"];
+
 /// Keys that only say where the run is.
 const PLACE: &[&str] = &["name", "output"];
 
@@ -50,7 +53,16 @@ pub struct Change {
 impl Change {
     /// Whether the trained values do not depend on the key.
     pub fn is_harmless(&self) -> bool {
-        HARMLESS.iter().any(|key| is_at_or_below(&without_numbers(&self.key), key))
+        self.is_among(HARMLESS)
+    }
+
+    /// Whether it is a harmless one that bears upon nothing either once the run is finished.
+    pub fn is_idle(&self) -> bool {
+        self.is_harmless() && !self.is_among(CONTENTS)
+    }
+
+    fn is_among(&self, keys: &[&str]) -> bool {
+        keys.iter().any(|key| is_at_or_below(&without_numbers(&self.key), key))
     }
 }
 

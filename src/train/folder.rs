@@ -166,12 +166,28 @@ fn has_steps(path: &Path) -> Result<bool> {
 ///
 /// # Errors
 /// The keys that changed.
-pub(super) fn compare(path: &Path, then: &str, config: &RunConfig, allow: bool) -> Result<()> {
+fn compare(path: &Path, then: &str, config: &RunConfig, allow: bool) -> Result<()> {
     let changes = changes(then, config).map_err(|error| error.at(path.display()))?;
+    check_changes(path, &changes, allow)
+}
+
+/// The same for a run that is finished: what bears upon nothing any more may change.
+///
+/// # Errors
+/// The keys that changed.
+pub(super) fn compare_finished(path: &Path, config: &RunConfig, allow: bool) -> Result<()> {
+    let file = path.join(CONFIG_FILE);
+    let then = std::fs::read_to_string(&file).map_err(|error| Error::io(&file, "read", error))?;
+    let mut changes = changes(&then, config).map_err(|error| error.at(path.display()))?;
+    changes.retain(|change| !change.is_idle());
+    check_changes(path, &changes, allow)
+}
+
+fn check_changes(path: &Path, changes: &[Change], allow: bool) -> Result<()> {
     let harmless = changes.iter().all(Change::is_harmless);
     match changes.is_empty() || (allow && harmless) {
         true => Ok(()),
-        false => Err(refuse(path, &changes, harmless)),
+        false => Err(refuse(path, changes, harmless)),
     }
 }
 

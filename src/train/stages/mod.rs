@@ -21,7 +21,7 @@ pub use config::{Handover, Stage, StageConfig};
 pub use recipe::Recipe;
 
 use super::config::RunConfig;
-use super::folder::{self, Beginning, CONFIG_FILE};
+use super::folder::{self, Beginning};
 use super::memory::{self, Situation};
 use super::run::{self, Observer, RunOptions, RunSummary};
 use super::save::result_path;
@@ -136,10 +136,7 @@ impl Chain<'_> {
         let record = self.valid_record(index, origin.as_ref(), observer)?;
         if let Some(finish) = record.as_ref().and_then(|record| record.finished.as_ref()) {
             if result_path(&stage.config).is_dir() {
-                let config = path.join(CONFIG_FILE);
-                let then = std::fs::read_to_string(&config).map_err(|error| Error::io(&config, "read", error))?;
-                // Nothing will be done any more that a harmless change could bear upon.
-                folder::compare(&path, &then, &stage.config, true)?;
+                folder::compare_finished(&path, &stage.config, self.options.allow_config_change)?;
                 observer.note(&format!("stage {} is finished", stage.name));
                 return Ok(finish.summary(&stage.config));
             }

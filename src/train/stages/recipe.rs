@@ -87,6 +87,23 @@ impl Recipe {
         Ok(wanted)
     }
 
+    /// The run of the stage `name`, as the planner sees it; without stages, the file's own run.
+    ///
+    /// # Errors
+    /// No stage of this name, or none named where there are some.
+    pub fn run_of(&self, name: Option<&str>) -> Result<RunConfig> {
+        let wanted = self.stages_up_to(name)?;
+        match (name, wanted.last()) {
+            (_, None) => Ok(self.run.clone()),
+            (Some(_), Some(&last)) => Ok(self.stages()?.swap_remove(last).planned),
+            (None, Some(_)) => {
+                let names: Vec<&str> = self.stage.iter().map(|stage| stage.name.as_str()).collect();
+                Err(Error::usage("the configuration has several stages, each with data of its own")
+                    .hint(format!("name one of them: --stage {}", names.join(", --stage "))))
+            }
+        }
+    }
+
     /// The recipe as a TOML file.
     ///
     /// # Errors
