@@ -13,12 +13,14 @@ use crate::device::{self, Compute};
 use crate::error::Result;
 use crate::generate::{Generator, SamplingOptions};
 use crate::model::random::{random_values, RandomWeights};
-use crate::model::{self, Checkpoint, Llama, LoadOptions, Method, ModelConfig, TensorSource};
-use crate::ops::{Arena, Gradients, ParamStore};
+use crate::model::{self, Checkpoint, Keep, Llama, LoadOptions, Method, ModelConfig, TensorSource};
+use crate::ops::gemm::peak::peak_rate;
+use crate::ops::{profile, Arena, Gradients, ParamStore};
 use crate::optim::{LearningRates, OptimizerConfig};
 use crate::quant::{self, QuantConfig, Values};
 use crate::train::config::RunConfig;
 use crate::train::memory::job::{Adapters, Job};
+use crate::train::memory::time::operations_per_token;
 use crate::train::memory::{self, Budget};
 use crate::train::recompute::Recompute;
 use crate::train::step::{Engine, StepSettings};
@@ -61,6 +63,8 @@ pub struct TrainBench {
     pub steps: usize,
     /// Steps before them.
     pub warmup: usize,
+    /// Whether to report where the time of the timed steps went.
+    pub profile: bool,
 }
 
 struct Loaded {
@@ -102,7 +106,10 @@ pub fn train(bench: &TrainBench) -> Result<Value> {
     let rank = bench.rank;
     let lora = LoraConfig { r: rank, alpha: 2.0 * rank as f64, ..LoraConfig::default() };
     let Loaded { model, params, seconds: load_seconds } = load(&bench.model, Some(lora.clone()), bench.sequence)?;
-    let predicted = memory::plan(&job(bench, &model.config, lora), process + memory::PROGRAM, budget);
+    let job = job(bench, &model.config, lora);
+    let predicted = memory::plan(&job, process + memory::PROGRAM, budget);
+    let operations = operations_per_token(&job, &vec![Keep::Light; job.model.blocks.len()]);
+    let operations_again = operations_per_token(&job, &predicted.keep);
     let settings = StepSettings {
         compute: bench.compute,
         keep: predicted.keep.clone(),
@@ -115,8 +122,12 @@ pub fn train(bench: &TrainBench) -> Result<Value> {
     let (grads, trainable) = (Gradients::zeros(&params), params.numel());
     let vocab = model.config.vocab_size;
     let mut engine = Engine { model, params, grads, optimizer, arena: Arena::new(), settings };
-    let (mut losses, mut times) = (Vec::new(), Vec::new());
+    let (mut losses, mut times, mut peaks) = (Vec::new(), Vec::new(), Vec::new());
     for step in 0..bench.warmup + bench.steps {
+        if bench.profile && step == bench.warmup {
+            profile::start();
+        }
+        let peak = peak_rate(bench.compute);
         let rows = token_ids(step as u64, bench.batch, bench.sequence, vocab);
         let batch = MicroBatch::from_rows(&rows);
         let start = Instant::now();
@@ -124,11 +135,17 @@ pub fn train(bench: &TrainBench) -> Result<Value> {
         losses.push((report.loss * 1e6).round() / 1e6);
         if step >= bench.warmup {
             times.push(start.elapsed());
+            peaks.push((peak + peak_rate(bench.compute)) / 2.0);
         }
     }
+    let lines = profile::finish();
     let step_seconds: Vec<f64> = times.iter().map(Duration::as_secs_f64).collect();
     let tokens = (bench.batch * bench.sequence) as f64;
-    Ok(json!({
+    // The bound of each step from the peak beside it.
+    let mut shares: Vec<f64> =
+        step_seconds.iter().zip(&peaks).map(|(seconds, peak)| operations * tokens / seconds / peak).collect();
+    let peak = median_of(&mut peaks);
+    let report = json!({
         "tool": "llamantino", "what": "train", "dtype": bench.compute, "cpu_path": device::cpu_path().name(),
         "seq": bench.sequence, "batch": bench.batch, "rank": rank, "recomputed_blocks": predicted.recomputed(),
         "threads": rayon::current_num_threads(), "n": times.len(),
@@ -137,7 +154,33 @@ pub fn train(bench: &TrainBench) -> Result<Value> {
         "predicted_mib": predicted.peak() >> 20,
         "arena_peak_mib": engine.arena.peak_bytes() >> 20, "arena_touched_mib": engine.arena.touched_bytes() >> 20,
         "load_s": round(load_seconds), "trainable": trainable, "losses": losses,
-    }))
+        "gflop_per_token": round(operations / 1e9), "flop_ratio": round(operations_again / operations),
+        "peak_gflops": round(peak / 1e9), "bound_tokens_per_s": round(peak / operations),
+        "share_of_bound": round(median_of(&mut shares)),
+    });
+    Ok(match bench.profile {
+        true => with_profile(report, &lines, &times, peak),
+        false => report,
+    })
+}
+
+/// Adds the profile: for each kind of work its share of the steps, its time a step, and how near its products came to
+/// the peak. What no span covers is `other`.
+fn with_profile(mut report: Value, lines: &[profile::Line], times: &[Duration], peak: f64) -> Value {
+    let total: Duration = times.iter().sum();
+    let steps = times.len() as f64;
+    let covered: Duration = lines.iter().map(|line| line.time).sum();
+    let other = profile::Line { name: "other", calls: 0, time: total.saturating_sub(covered), operations: 0.0 };
+    let rows = lines.iter().chain([&other]).map(|line| {
+        let seconds = line.time.as_secs_f64();
+        json!({
+            "what": line.name, "calls": line.calls as f64 / steps, "ms": round(seconds * 1e3 / steps),
+            "percent": round(100.0 * seconds / total.as_secs_f64()),
+            "percent_of_peak": round(100.0 * line.operations / seconds / peak),
+        })
+    });
+    report["profile"] = rows.collect();
+    report
 }
 
 /// The bench as the memory planner sees it.
@@ -209,12 +252,16 @@ pub fn quantize(repeats: usize, half: bool) -> Result<Value> {
     }))
 }
 
-fn median(mut times: Vec<Duration>) -> f64 {
-    times.sort_unstable();
-    let middle = times.len() / 2;
-    match times.len() % 2 {
-        1 => times[middle].as_secs_f64(),
-        _ => (times[middle - 1] + times[middle]).as_secs_f64() / 2.0,
+fn median(times: Vec<Duration>) -> f64 {
+    median_of(&mut times.iter().map(Duration::as_secs_f64).collect::<Vec<_>>())
+}
+
+fn median_of(values: &mut [f64]) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() % 2 {
+        1 => values[middle],
+        _ => (values[middle - 1] + values[middle]) / 2.0,
     }
 }
 

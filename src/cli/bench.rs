@@ -95,6 +95,9 @@ pub struct TrainArgs {
     /// Steps that run first and are not timed (their losses are listed too).
     #[arg(long, default_value_t = 1)]
     pub warmup: usize,
+    /// Also report where the time goes, as `profile` in the JSON line and as a table on stderr.
+    #[arg(long)]
+    pub profile: bool,
 }
 
 /// [`Recompute`] on the command line.
@@ -179,6 +182,7 @@ pub fn run(args: BenchArgs) -> Result<()> {
                 memory_limit_gib: args.memory_limit_gib,
                 steps: args.steps,
                 warmup: args.warmup,
+                profile: args.profile,
             })?
         }
         What::Decode(args) => {
@@ -192,8 +196,26 @@ pub fn run(args: BenchArgs) -> Result<()> {
             bench::quantize(args.steps, args.dtype == ComputeArg::Bf16)?
         }
     };
+    if let Some(rows) = report["profile"].as_array() {
+        print_profile(rows);
+    }
     output::data(&format!("{report}\n"));
     Ok(())
+}
+
+/// The profile as a table.
+fn print_profile(rows: &[serde_json::Value]) {
+    output::note(&format!("{:36} {:>8} {:>9} {:>6} {:>10}", "of a step", "calls", "ms", "%", "% of peak"));
+    for row in rows {
+        let number = |key: &str| row[key].as_f64().unwrap_or(0.0);
+        let share = match number("percent_of_peak") {
+            0.0 => String::new(),
+            share => format!("{share:.1}"),
+        };
+        let (calls, time, percent) = (number("calls"), number("ms"), number("percent"));
+        let what = row["what"].as_str().unwrap_or("");
+        output::note(&format!("{what:36} {calls:8.0} {time:9.2} {percent:6.1} {share:>10}"));
+    }
 }
 
 fn positive(values: &[(&str, usize)]) -> Result<()> {

@@ -20,7 +20,8 @@ use super::layer::{LinearLayer, Vector};
 use super::pass::Pass;
 use crate::device::Compute;
 use crate::ops::attention::{self, AttentionShape};
-use crate::ops::linear::{self, Operands};
+use crate::ops::linear::{group, Operands};
+use crate::ops::profile;
 use crate::ops::rope::{self, Direction, RopeTable};
 use crate::ops::{half_matrix, rms_norm, swiglu, Arena, Gradients, HalfMatrix, MatRef, Matrix};
 use std::ops::Range;
@@ -173,7 +174,7 @@ impl Block {
                 None
             }
         };
-        linear::forward(&self.down.view(pass), activated.view(), &mut y, arena);
+        group::forward(&[self.down.view(pass)], activated.view(), vec![&mut y], arena);
         drop(activated);
         add_in_place(&mut y, &feed_forward.middle);
         let light = is_light.then(|| (attention, feed_forward.kept(halves)));
@@ -184,8 +185,7 @@ impl Block {
     fn forward_to_gate(&self, context: &BlockContext<'_>, x: &Matrix, halve: bool) -> (Attention, FeedForward) {
         let (pass, arena) = (context.pass, context.pass.arena);
         let (mut normed, inv_rms) = self.normed(context, &self.input_norm, x);
-        let (mut q, mut k) = (self.project(&self.q, pass, &normed), self.project(&self.k, pass, &normed));
-        let mut v = self.project(&self.v, pass, &normed);
+        let [mut q, mut k, mut v] = self.project([&self.q, &self.k, &self.v], pass, &normed);
         rope::apply(&mut q.y, context.shape.heads, context.positions, context.rope, Direction::Forward);
         rope::apply(&mut k.y, context.shape.kv_heads, context.positions, context.rope, Direction::Forward);
         let [q_half, k_half, v_half] = [&mut q.y, &mut k.y, &mut v.y].map(|matrix| rounded(pass, matrix, halve));
@@ -196,14 +196,13 @@ impl Block {
         let (q, k, v) = (q.holding(q_half), k.holding(k_half), v.holding(v_half));
         let attended_half = rounded(pass, &mut attended, halve);
         let mut middle = arena.matrix(x.rows(), x.cols());
-        let o_hidden = linear::forward(&self.o.view(pass), attended.view(), &mut middle, arena);
+        let o_hidden = group::forward(&[self.o.view(pass)], attended.view(), vec![&mut middle], arena).pop().flatten();
         let attended = attended_half.map_or(Kept::Whole(attended), Kept::Half);
         let mut middle_inv_rms = arena.matrix(x.rows(), 1);
         let weight = self.post_norm.view(pass.params);
         rms_norm::add_forward(&mut middle, x, weight, context.eps, &mut normed, &mut middle_inv_rms);
 
-        let gate = self.project(&self.gate, pass, &normed);
-        let up = self.project(&self.up, pass, &normed);
+        let [gate, up] = self.project([&self.gate, &self.up], pass, &normed);
         let attention = Attention { inv_rms, q, k, v, attended, lse, o_hidden };
         (attention, FeedForward { middle, middle_inv_rms, gate, up })
     }
@@ -215,11 +214,13 @@ impl Block {
         (y, inv_rms)
     }
 
-    fn project(&self, layer: &LinearLayer, pass: &Pass<'_>, x: &Matrix) -> Projected {
-        let view = layer.view(pass);
-        let mut y = pass.arena.matrix(x.rows(), view.weight.rows());
-        let hidden = linear::forward(&view, x.view(), &mut y, pass.arena);
-        Projected { y, hidden }
+    /// Linears that share the input `x`.
+    fn project<const N: usize>(&self, layers: [&LinearLayer; N], pass: &Pass<'_>, x: &Matrix) -> [Projected; N] {
+        let views = layers.map(|layer| layer.view(pass));
+        let mut ys = views.each_ref().map(|view| pass.arena.matrix(x.rows(), view.weight.rows()));
+        let hidden = group::forward(&views, x.view(), ys.each_mut().into_iter().collect(), pass.arena);
+        let mut hidden = hidden.into_iter();
+        ys.map(|y| Projected { y, hidden: hidden.next().flatten() })
     }
 
     /// Turns `gradient [T,H]` from that of the block's output into that of its input, in place; adds the parameters'
@@ -248,7 +249,7 @@ impl Block {
         let FeedForward { middle, middle_inv_rms, gate, up } = saved;
         let down = self.down.view(pass);
         let mut activated = arena.matrix(middle.rows(), down.weight.cols());
-        let down_gradient = linear::backward_input(&down, gradient, &mut activated, false, arena);
+        let down_gradient = group::backward_input(&[down], &[gradient], &mut activated, arena).pop().flatten();
         // Holds the activation's gradient until here, the activation itself from here on.
         let [dgate, dup] = match (gate.y, up.y) {
             (Kept::Half(gate), Kept::Half(up)) => swiglu::backward_kept([gate, up], &mut activated, arena),
@@ -261,7 +262,7 @@ impl Block {
         let (gate, up) = (Projected { y: dgate, hidden: gate.hidden }, Projected { y: dup, hidden: up.hidden });
         let operands =
             Operands { x: activated.view(), dy: gradient, hidden: None, hidden_gradient: down_gradient.as_ref() };
-        linear::backward_params(&down, operands, grads, arena);
+        group::backward_params(&[down], &[operands], grads, arena);
         drop(activated);
 
         let mut normed = arena.matrix(middle.rows(), middle.cols());
@@ -269,8 +270,8 @@ impl Block {
         let weight = self.post_norm.view(pass.params);
         rms_norm::forward(&middle, weight, context.eps, &mut normed, &mut unused);
         let mut normed_gradient = arena.matrix(middle.rows(), middle.cols());
-        let group = [(&self.gate, gate), (&self.up, up)];
-        self.backward_group(pass, &group, normed.view(), &mut normed_gradient, grads);
+        let (layers, outputs) = ([&self.gate, &self.up], [gate, up]);
+        self.backward_group(pass, (layers, outputs), normed.view(), &mut normed_gradient, grads);
         let saved = rms_norm::Saved { x: &middle, inv_rms: &middle_inv_rms, weight };
         let dweight = self.post_norm.id().map(|id| grads.get_mut(id));
         rms_norm::backward(saved, &normed_gradient, gradient, dweight);
@@ -289,14 +290,14 @@ impl Block {
         let attended = attended.matrix(arena);
         let o = self.o.view(pass);
         let mut attended_gradient = arena.matrix(attended.rows(), attended.cols());
-        let o_gradient = linear::backward_input(&o, gradient, &mut attended_gradient, false, arena);
+        let o_gradient = group::backward_input(&[o], &[gradient], &mut attended_gradient, arena).pop().flatten();
         let operands = Operands {
             x: attended.view(),
             dy: gradient,
             hidden: o_hidden.as_ref(),
             hidden_gradient: o_gradient.as_ref(),
         };
-        linear::backward_params(&o, operands, grads, arena);
+        group::backward_params(&[o], &[operands], grads, arena);
 
         let [q_hidden, k_hidden, v_hidden] = [q.hidden, k.hidden, v.hidden];
         let (q, k, v) = (q.y.matrix(arena), k.y.matrix(arena), v.y.matrix(arena));
@@ -310,30 +311,30 @@ impl Block {
 
         let (normed, _) = self.normed(context, &self.input_norm, x);
         let mut normed_gradient = arena.matrix(x.rows(), x.cols());
-        let group = [(dq, q_hidden, &self.q), (dk, k_hidden, &self.k), (dv, v_hidden, &self.v)]
-            .map(|(y, hidden, layer)| (layer, Projected { y, hidden }));
-        self.backward_group(pass, &group, normed.view(), &mut normed_gradient, grads);
+        let outputs = [(dq, q_hidden), (dk, k_hidden), (dv, v_hidden)].map(|(y, hidden)| Projected { y, hidden });
+        let layers = [&self.q, &self.k, &self.v];
+        self.backward_group(pass, (layers, outputs), normed.view(), &mut normed_gradient, grads);
         let weight = self.input_norm.view(pass.params);
         let dweight = self.input_norm.id().map(|id| grads.get_mut(id));
         rms_norm::backward(rms_norm::Saved { x, inv_rms: &inv_rms, weight }, &normed_gradient, gradient, dweight);
     }
 
     /// Linears that share an input: their input gradients add up in `dx`. Each `y` holds the gradient of its output.
-    fn backward_group(
+    fn backward_group<const N: usize>(
         &self,
         pass: &Pass<'_>,
-        group: &[(&LinearLayer, Projected)],
+        (layers, outputs): ([&LinearLayer; N], [Projected; N]),
         x: MatRef<'_>,
         dx: &mut Matrix,
         grads: &mut Gradients,
     ) {
-        for (index, (layer, output)) in group.iter().enumerate() {
-            let view = layer.view(pass);
-            let gradient = linear::backward_input(&view, &output.y, dx, index > 0, pass.arena);
-            let hidden = output.hidden.as_ref();
-            let operands = Operands { x, dy: &output.y, hidden, hidden_gradient: gradient.as_ref() };
-            linear::backward_params(&view, operands, grads, pass.arena);
-        }
+        let views = layers.map(|layer| layer.view(pass));
+        let gradients = group::backward_input(&views, &outputs.each_ref().map(|output| &output.y), dx, pass.arena);
+        let operands = std::array::from_fn::<_, N, _>(|i| {
+            let hidden_gradient = gradients[i].as_ref();
+            Operands { x, dy: &outputs[i].y, hidden: outputs[i].hidden.as_ref(), hidden_gradient }
+        });
+        group::backward_params(&views, &operands, grads, pass.arena);
     }
 }
 
@@ -351,6 +352,7 @@ fn rounded(pass: &Pass<'_>, matrix: &mut Matrix, halve: bool) -> Option<HalfMatr
 
 /// `y += x`.
 fn add_in_place(y: &mut Matrix, x: &Matrix) {
+    let _span = profile::span("residual", 0.0);
     use rayon::prelude::*;
     const CHUNK: usize = 1 << 14;
     y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| y.iter_mut().zip(x).for_each(|(y, x)| *y += x));

@@ -10,6 +10,7 @@
 use super::matrix::{Arena, Matrix};
 use super::vector::{kernel, TASK};
 use crate::device::cpu_path;
+use crate::ops::profile;
 use rayon::prelude::*;
 
 /// Values of a group.
@@ -57,6 +58,7 @@ impl HalfMatrix {
 
     /// Rounds `values` in place and keeps them.
     pub fn rounding(values: &mut Matrix, arena: &Arena) -> HalfMatrix {
+        let _span = profile::span("rounding", 0.0);
         let mut half = HalfMatrix::new(values.rows(), values.cols(), arena);
         let path = cpu_path();
         (values.par_chunks_mut(TASK), half.words.par_chunks_mut(TASK / 2))
@@ -67,6 +69,7 @@ impl HalfMatrix {
 
     /// The values as f32.
     pub fn widen(self, arena: &Arena) -> Matrix {
+        let _span = profile::span("rounding", 0.0);
         let mut values = arena.matrix(self.rows, self.cols);
         let path = cpu_path();
         (values.par_chunks_mut(TASK), self.words.par_chunks(TASK / 2))
@@ -78,6 +81,7 @@ impl HalfMatrix {
 
 /// Rounds every value to the nearest bf16, in place.
 pub fn round(values: &mut [f32]) {
+    let _span = profile::span("rounding", 0.0);
     let path = cpu_path();
     values.par_chunks_mut(TASK).for_each(|values| round_part(path, values));
 }
@@ -90,19 +94,26 @@ pub(super) fn rounded(value: f32) -> f32 {
     f32::from_bits((if value.is_nan() { bits | 0x0040_0000 } else { nearest }) & 0xffff_0000)
 }
 
-/// The words of a group of rounded values.
+/// The words of a group of rounded values. (Loops, here and below: the closures of `array::from_fn` and `map` are not
+/// inlined into a kernel, and so lose its instruction set.)
 #[inline(always)]
 pub(super) fn pack(values: &[f32; GROUP]) -> [f32; WORDS] {
-    std::array::from_fn(|i| f32::from_bits((values[i].to_bits() >> 16) | values[i + WORDS].to_bits()))
+    let mut words = [0.0; WORDS];
+    for i in 0..WORDS {
+        words[i] = f32::from_bits((values[i].to_bits() >> 16) | values[i + WORDS].to_bits());
+    }
+    words
 }
 
 /// The values of a group.
 #[inline(always)]
 pub(super) fn unpack_group(words: &[f32; WORDS]) -> [f32; GROUP] {
-    std::array::from_fn(|i| match i < WORDS {
-        true => f32::from_bits(words[i].to_bits() << 16),
-        false => f32::from_bits(words[i - WORDS].to_bits() & 0xffff_0000),
-    })
+    let mut values = [0.0; GROUP];
+    for i in 0..WORDS {
+        values[i] = f32::from_bits(words[i].to_bits() << 16);
+        values[i + WORDS] = f32::from_bits(words[i].to_bits() & 0xffff_0000);
+    }
+    values
 }
 
 /// A short group, filled up with zeros.

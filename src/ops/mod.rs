@@ -12,6 +12,7 @@ pub mod half_matrix;
 pub mod linear;
 pub mod matrix;
 pub mod params;
+pub mod profile;
 pub mod random;
 pub mod rms_norm;
 pub mod rope;

@@ -116,6 +116,16 @@ impl Gradients {
         &mut self.values[id.0]
     }
 
+    /// Takes a gradient out, so that several can be added to at once; [`Gradients::put`] brings it back.
+    pub fn take(&mut self, id: ParamId) -> Vec<f32> {
+        std::mem::take(&mut self.values[id.0])
+    }
+
+    /// Brings back what [`Gradients::take`] took.
+    pub fn put(&mut self, id: ParamId, values: Vec<f32>) {
+        self.values[id.0] = values;
+    }
+
     /// All gradients, in the store's order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &[f32]> {
         self.values.iter().map(Vec::as_slice)

@@ -12,7 +12,7 @@
 use crate::data::batch::MicroBatch;
 use crate::device::Compute;
 use crate::model::{Batch, Keep, Llama, Noise, Pass, Rows};
-use crate::ops::{Arena, Gradients, ParamStore};
+use crate::ops::{profile, Arena, Gradients, ParamStore};
 use crate::optim::{clip, LearningRates, Optimizer};
 
 /// Everything that a step reads and changes.
@@ -65,13 +65,22 @@ pub struct StepReport {
 
 impl Engine {
     /// One update from `batches` with these learning rates. `step` counts from 0 and names the random masks.
+    ///
+    /// Runs on a thread of the pool, so that an operation begins at once instead of waking one up and waiting for it.
     pub fn step(&mut self, step: u64, batches: &[MicroBatch], rates: &LearningRates) -> StepReport {
+        rayon::scope(|_| self.step_here(step, batches, rates))
+    }
+
+    fn step_here(&mut self, step: u64, batches: &[MicroBatch], rates: &LearningRates) -> StepReport {
         let targets: usize = batches.iter().map(MicroBatch::target_count).sum();
         let tokens = batches.iter().map(|batch| batch.ids.len()).sum();
         let loss = self.accumulate(step, batches, targets) / targets.max(1) as f64;
+        let span = profile::span("gradient norm", 0.0);
         let grad_norm = clip::global_norm(&self.grads);
+        drop(span);
         let updated = loss.is_finite() && grad_norm.is_finite();
         if updated {
+            let _span = profile::span("optimizer", 0.0);
             let factor = clip::scale(grad_norm, self.settings.max_grad_norm);
             self.optimizer.step(&mut self.params, &self.grads, rates, factor);
         }
@@ -80,7 +89,9 @@ impl Engine {
 
     /// Sets the gradients to those of `Σ token losses / targets` over all micro-batches; returns the sum of the losses.
     pub fn accumulate(&mut self, step: u64, batches: &[MicroBatch], targets: usize) -> f64 {
+        let span = profile::span("clear gradients", 0.0);
         self.grads.clear();
+        drop(span);
         let dora = self.model.dora_scales(&self.params, &self.arena);
         let Engine { model, params, grads, arena, settings, .. } = self;
         let mut sum = 0.0;

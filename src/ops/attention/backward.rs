@@ -12,6 +12,7 @@ use super::softmax::{softmax_gradient, LaneGradient};
 use super::visible::Limits;
 use super::{check_segments, gaps, AttentionShape, BLOCK};
 use crate::device::{cpu_path, CpuPath};
+use crate::ops::profile;
 use crate::ops::{Arena, Matrix};
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -86,6 +87,7 @@ pub(super) struct Problem<'a> {
 
 /// [`backward`] on a given kernel path.
 pub(super) fn backward_on(path: CpuPath, problem: Problem<'_>, arena: &Arena, grads: Grads<'_>) {
+    let _span = profile::span("attention backward", 0.0);
     let Problem { shape, segments, .. } = problem;
     let rows = check(&problem, &grads);
     let (width, kv_width) = (shape.query_width(), shape.kv_width());

@@ -6,6 +6,7 @@ use super::rows::{Lanes, Rows, Shared};
 use super::visible::Limits;
 use super::{check_segments, gaps, AttentionShape, BLOCK};
 use crate::device::{cpu_path, CpuPath};
+use crate::ops::profile;
 use std::ops::Range;
 
 /// Attention of every row over its own segment.
@@ -38,6 +39,7 @@ pub(super) struct Inputs<'a> {
 
 /// [`forward`] on a given kernel path.
 pub(super) fn forward_on(path: CpuPath, shape: AttentionShape, inputs: Inputs, out: &mut [f32], lse: &mut [f32]) {
+    let _span = profile::span("attention forward", 0.0);
     shape.check();
     let rows = inputs.q.len() / shape.query_width();
     assert_eq!(inputs.q.len(), rows * shape.query_width());

@@ -5,10 +5,10 @@
 //! Forward, for each row with a target `y`: `z = hidden · Wᵀ`, `loss = ln Σ_v e^(z_v) − z_y`.
 //! Backward, with `p = softmax(z)`: `dz = (p − onehot(y)) · scale`, `dhidden = dz · W`, `dW += dzᵀ · hidden`.
 //!
-//! Rows labelled [`IGNORE`] are dropped before the product. The others go through in chunks of about 32 MB of logits,
+//! Rows labelled [`IGNORE`] are dropped before the product. The others go through in chunks of at most 50 MB of logits,
 //! which the backward pass overwrites with `dz` while they are there: nothing is saved, `dhidden` comes out at once.
 //!
-//! Invariant: the chunks are a function of V alone and losses are added in the order of the rows, so the bits do not
+//! Invariant: the chunks are a function of T and V alone and losses are added in the order of the rows, so the bits do not
 //! depend on the threads. Reference: `torch.nn.functional.cross_entropy(..., ignore_index=-100)`, sum reduction.
 
 mod cpu;
@@ -23,13 +23,14 @@ use super::gemm::{matmul_nn, matmul_nt, matmul_tn, Store, WeightRef};
 use super::vector::rows_per_task;
 use super::{Arena, MatMut, MatRef, Matrix};
 use crate::device::{cpu_path, Compute, CpuPath};
+use crate::ops::profile;
 use rayon::prelude::*;
 
 /// The target of a row that is not trained on.
 pub const IGNORE: i32 = -100;
 
-/// Logits of a chunk: 32 MB of f32.
-const CHUNK_LOGITS: usize = 8 << 20;
+/// Most logits of a chunk: 50 MB of f32. With fewer rows, packing the head for each chunk takes more of the time.
+const CHUNK_LOGITS: usize = 12 << 20;
 
 /// The output projection.
 #[derive(Clone, Copy)]
@@ -84,9 +85,10 @@ pub fn forward_backward(
     Problem::new(head, hidden, targets, arena).run(token_loss, Some(Backward { scale, dhidden, dweight }))
 }
 
-/// Rows of a chunk for a vocabulary: about 32 MB of logits, a multiple of 16, at least 32.
-pub fn chunk_rows(vocabulary: usize) -> usize {
-    (CHUNK_LOGITS / vocabulary / 16 * 16).max(32)
+/// Rows of a chunk of `rows` rows: as few chunks of equal size as [`CHUNK_LOGITS`] allows; a multiple of 16, at least 32.
+pub fn chunk_rows(vocabulary: usize, rows: usize) -> usize {
+    let most = (CHUNK_LOGITS / vocabulary / 16 * 16).max(32);
+    rows.div_ceil(rows.div_ceil(most).max(1)).next_multiple_of(16).max(32)
 }
 
 struct Problem<'a> {
@@ -110,7 +112,7 @@ impl<'a> Problem<'a> {
         assert!(vocabulary > 0 && head.weight.cols() == hidden.cols && targets.len() == hidden.rows);
         let known = |&y: &i32| y == IGNORE || (0..vocabulary as i64).contains(&i64::from(y));
         assert!(targets.iter().all(known), "a target outside 0..{vocabulary}");
-        Problem { head, hidden, targets, arena, path: cpu_path(), chunk_rows: chunk_rows(vocabulary) }
+        Problem { head, hidden, targets, arena, path: cpu_path(), chunk_rows: chunk_rows(vocabulary, hidden.rows) }
     }
 
     fn run(&self, mut token_loss: Option<&mut [f32]>, mut backward: Option<Backward<'_>>) -> Loss {
@@ -165,7 +167,9 @@ impl<'a> Problem<'a> {
             Some(gathered) => MatRef::new(gathered, count, features),
             None => self.hidden.row_range(rows[0]..rows[0] + count),
         };
+        let span = profile::span("head forward", 2.0 * (count * vocabulary * features) as f64);
         matmul_nt(hidden, weight, MatMut::new(logits, count, vocabulary), Store::set(compute));
+        drop(span);
         let targets: Vec<usize> = rows.iter().map(|&row| self.targets[row] as usize).collect();
         softmax(self.path, logits, &targets, losses, backward.as_ref().map(|b| b.scale));
 
@@ -174,6 +178,7 @@ impl<'a> Problem<'a> {
         if let Some(dweight) = dweight.as_deref_mut() {
             matmul_tn(dlogits, hidden, MatMut::new(dweight, vocabulary, features), Store::add(compute));
         }
+        let _span = profile::span("head backward", 2.0 * (count * vocabulary * features) as f64);
         match gathered {
             None => {
                 let span = rows[0] * features..(rows[0] + count) * features;
@@ -217,6 +222,7 @@ fn consecutive(rows: &[usize]) -> bool {
 
 /// The loss of each row of `logits` `[targets.len(), V]`; with a scale, the logits become their gradients.
 fn softmax(path: CpuPath, logits: &mut [f32], targets: &[usize], losses: &mut [f64], scale: Option<f32>) {
+    let _span = profile::span("head softmax", 0.0);
     let vocabulary = logits.len() / targets.len();
     let rows = rows_per_task(vocabulary);
     (logits.par_chunks_mut(rows * vocabulary), targets.par_chunks(rows), losses.par_chunks_mut(rows))

@@ -128,11 +128,15 @@ fn chunks_do_not_change_the_result() {
 }
 
 #[test]
-fn a_chunk_is_about_32_megabytes() {
-    assert_eq!(chunk_rows(32_000), 256);
-    assert_eq!(chunk_rows(49_152), 160);
-    assert_eq!(chunk_rows(128_256), 64);
-    assert_eq!(chunk_rows(1_000_000), 32);
+fn chunks_are_of_equal_size_and_at_most_50_megabytes() {
+    assert_eq!(chunk_rows(32_000, 10_000), 384);
+    assert_eq!(chunk_rows(32_000, 512), 256);
+    assert_eq!(chunk_rows(49_152, 512), 256);
+    assert_eq!(chunk_rows(49_152, 520), 176);
+    assert_eq!(chunk_rows(128_256, 2048), 96);
+    assert_eq!(chunk_rows(1_000_000, 2048), 32);
+    assert_eq!(chunk_rows(512, 0), 32);
+    assert_eq!(chunk_rows(512, 7), 32);
 }
 
 #[test]

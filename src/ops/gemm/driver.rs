@@ -1,11 +1,13 @@
-//! Runs a product: prepares A, hands out jobs, packs panels and calls the micro-kernel on every tile.
+//! Runs products: prepares A, hands out jobs, packs panels and calls the micro-kernel on every tile.
 //!
-//! A job is a range of output columns (and of rows, where columns alone give too few jobs). For each depth block and
-//! each of its panels it packs the panel once and multiplies all of its rows with it. So a weight is dequantised once
-//! a product however many rows there are, and never exists outside a panel.
+//! Several products can run as one: a [`Group`] is a list of terms over the same output columns, and a panel of B is
+//! packed once for all the A that it is multiplied with. A job is one panel's width of a group (and a range of rows,
+//! where columns alone give too few jobs). It computes all terms in order, so they may add up in the same C, which then
+//! stays in the cache. So a weight is dequantised once a product however many rows there are, and never exists outside
+//! a panel.
 
 use super::kernel::{Kernels, Tile};
-use super::operand::{Left, Rows, Target};
+use super::operand::{prepare, Left, Rows, Target};
 use super::pack_dense::{Panel, Source, STRIPS};
 use super::plan::{deepest_words, depth_blocks, Cuts, ALONE};
 use super::scratch::Scratch;
@@ -14,10 +16,7 @@ use crate::ops::matrix::MatMut;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Panels of a job at most: with few, the piece of C that the depth blocks add to stays in the cache.
-const PANELS_PER_JOB: usize = 2;
-
-/// Jobs for each thread, if there are as many panels: a thread that is held up leaves the rest to the others.
+/// Jobs for each thread: a thread that is held up leaves the rest to the others.
 const JOBS_PER_THREAD: usize = 4;
 
 /// Rows of a job at least, where rows are split: packing a panel again for each job must stay cheap.
@@ -32,6 +31,36 @@ pub(super) struct Product<'a> {
     pub source: Source<'a>,
     pub target: MatMut<'a>,
     pub store: Store,
+}
+
+/// What a panel of B is multiplied with, and where that goes.
+pub(super) struct Use<'a> {
+    /// Rows of A as words.
+    pub left: &'a Rows,
+    /// How many there are.
+    pub rows: usize,
+    /// First element of C.
+    pub target: Target,
+    /// From one row of C to the next.
+    pub stride: usize,
+    /// Factor of the product.
+    pub alpha: f32,
+    /// Add to C.
+    pub accumulate: bool,
+}
+
+/// An operand B and its uses.
+pub(super) struct Term<'a> {
+    pub source: Source<'a>,
+    /// Elements along the reduction.
+    pub depth: usize,
+    pub uses: Vec<Use<'a>>,
+}
+
+/// Terms over the same columns of their C.
+pub(super) struct Group<'a> {
+    pub columns: usize,
+    pub terms: Vec<Term<'a>>,
 }
 
 /// Calls `work` for each job, on the pool if `threads` is above one. Which thread does what is left to chance.
@@ -54,16 +83,13 @@ pub(super) fn for_each(threads: usize, jobs: usize, work: impl Fn(usize) + Sync)
     });
 }
 
-/// What all jobs of a product share.
-struct Shared<'a> {
-    kernels: &'a Kernels,
-    source: Source<'a>,
-    rows: Rows,
-    target: Target,
-    target_stride: usize,
-    depth: usize,
-    store: Store,
-    panels: Cuts,
+/// Threads for so many multiply-adds.
+pub(super) fn threads_for(multiply_adds: usize) -> usize {
+    if multiply_adds < ALONE {
+        1
+    } else {
+        rayon::current_num_threads()
+    }
 }
 
 /// Runs a product on the pool, or on the calling thread if it is small.
@@ -74,82 +100,116 @@ pub(super) fn run(product: Product<'_>) {
         return;
     }
     let kernels = Kernels::of(left.path, store.compute);
-    let threads = if rows * columns * depth < ALONE { 1 } else { rayon::current_num_threads() };
-    let panels = Cuts::at_most(columns, kernels.width, kernels.panel_columns());
-    let shared = Shared {
-        kernels,
-        source,
-        rows: left.prepare(kernels, threads),
+    let (prepared, _memory) = prepare(kernels, &[left], threads_for(rows * columns * depth));
+    let one = Use {
+        left: &prepared[0],
+        rows,
         target: Target(target.data.as_mut_ptr()),
-        target_stride: target.stride,
-        depth,
-        store,
-        panels,
+        stride: target.stride,
+        alpha: store.alpha,
+        accumulate: store.accumulate,
     };
-    let wanted = JOBS_PER_THREAD * threads;
-    let column_jobs = Cuts::into(panels.count, 1, panels.count.div_ceil(PANELS_PER_JOB).max(wanted.min(panels.count)));
-    let row_parts = if threads == 1 { 1 } else { wanted.div_ceil(panels.count).min(rows / ROWS_PER_JOB).max(1) };
-    let row_jobs = Cuts::into(rows, 8, row_parts);
-    for_each(threads, column_jobs.count * row_jobs.count, |job| {
-        shared.job(column_jobs.get(job / row_jobs.count), row_jobs.get(job % row_jobs.count));
+    run_groups(kernels, &[Group { columns, terms: vec![Term { source, depth, uses: vec![one] }] }]);
+}
+
+/// How a group is cut.
+struct Plan {
+    panels: Cuts,
+    row_parts: usize,
+    /// Jobs of all groups before this one.
+    before: usize,
+}
+
+/// Runs groups whose C are all different.
+pub(super) fn run_groups(kernels: &Kernels, groups: &[Group<'_>]) {
+    let multiply_adds = |group: &Group<'_>| -> usize {
+        let terms = group.terms.iter();
+        terms.map(|term| group.columns * term.depth * term.uses.iter().map(|one| one.rows).sum::<usize>()).sum()
+    };
+    let threads = threads_for(groups.iter().map(multiply_adds).sum());
+    let cuts = |group: &Group<'_>| Cuts::at_most(group.columns, kernels.width, kernels.panel_columns());
+    let panels: usize = groups.iter().map(|group| cuts(group).count).sum();
+    let mut jobs = 0;
+    let plans: Vec<Plan> = groups
+        .iter()
+        .map(|group| {
+            let uses = group.terms.iter().flat_map(|term| &term.uses);
+            let rows = uses.map(|one| one.rows).max().unwrap_or(0);
+            let wanted = (JOBS_PER_THREAD * threads).div_ceil(panels.max(1));
+            let row_parts = if threads == 1 { 1 } else { wanted.min(rows / ROWS_PER_JOB).max(1) };
+            let plan = Plan { panels: cuts(group), row_parts, before: jobs };
+            jobs += plan.panels.count * row_parts;
+            plan
+        })
+        .collect();
+    for_each(threads, jobs, |job| {
+        let index = plans.partition_point(|plan| plan.before <= job) - 1;
+        let (group, plan) = (&groups[index], &plans[index]);
+        let job = job - plan.before;
+        let columns = plan.panels.get(job / plan.row_parts);
+        Job { kernels, columns, part: (job % plan.row_parts, plan.row_parts) }.run(&group.terms);
     });
 }
 
-impl Shared<'_> {
-    /// All depth blocks of a range of panels and rows.
-    fn job(&self, panels: Range<usize>, rows: Range<usize>) {
-        if panels.is_empty() || rows.is_empty() {
+/// All terms of a panel's width of columns.
+struct Job<'a> {
+    kernels: &'a Kernels,
+    columns: Range<usize>,
+    /// Which part of the rows, of how many.
+    part: (usize, usize),
+}
+
+impl Job<'_> {
+    fn run(&self, terms: &[Term<'_>]) {
+        if self.columns.is_empty() {
             return;
         }
-        let stride = self.kernels.panel_columns();
-        let mut scratch = Scratch::take(deepest_words() * stride + STRIPS);
+        let mut scratch = Scratch::take(deepest_words() * self.kernels.panel_columns() + STRIPS);
         let (strips, panel) = scratch.words().split_at_mut(STRIPS);
-        let blocks = depth_blocks(self.depth, self.kernels.per_word());
-        let pieces = blocks.count * panels.len();
-        let piece = |i: usize| (blocks.get(i / panels.len()), self.panels.get(panels.start + i % panels.len()));
-        for i in 0..pieces {
-            let (depth, columns) = piece(i);
-            let stride = columns.len().next_multiple_of(self.kernels.width);
-            let to = Panel { columns: columns.clone(), depth: depth.clone(), stride, to: panel, strips };
-            self.source.pack(self.kernels, to);
-            let next = (i + 1 < pieces).then(|| piece(i + 1));
-            self.tiles(panel, columns, depth, rows.clone(), next);
+        let stride = self.columns.len().next_multiple_of(self.kernels.width);
+        let mut pieces = terms.iter().flat_map(|term| {
+            let blocks = depth_blocks(term.depth, self.kernels.per_word());
+            (0..blocks.count).map(move |block| (term, blocks.get(block)))
+        });
+        let mut next = pieces.next();
+        while let Some((term, depth)) = next {
+            let to = Panel { columns: self.columns.clone(), depth: depth.clone(), stride, to: panel, strips };
+            term.source.pack(self.kernels, to);
+            next = pieces.next();
+            for (index, one) in term.uses.iter().enumerate() {
+                let coming = next.as_ref().filter(|_| index == 0);
+                self.tiles(panel, one, &depth, coming.map(|(term, depth)| (&term.source, depth.clone())));
+            }
         }
     }
 
     /// All tiles of one panel. In between, what the next panel will be packed from is fetched.
-    fn tiles(
-        &self,
-        panel: &[f32],
-        columns: Range<usize>,
-        depth: Range<usize>,
-        rows: Range<usize>,
-        next: Option<(Range<usize>, Range<usize>)>,
-    ) {
+    fn tiles(&self, panel: &[f32], one: &Use<'_>, depth: &Range<usize>, next: Option<(&Source<'_>, Range<usize>)>) {
         let per_word = self.kernels.per_word();
+        let rows = Cuts::into(one.rows, 8, self.part.1).get(self.part.0);
         let groups = Cuts::at_most(rows.len(), ROWS_PER_FETCH, ROWS_PER_FETCH);
         for group in 0..groups.count {
             let part = groups.get(group);
-            if let Some((depth, columns)) = &next {
-                self.source.fetch(columns.clone(), depth.clone(), group, groups.count);
+            if let Some((source, depth)) = &next {
+                source.fetch(self.columns.clone(), depth.clone(), group, groups.count);
             }
             let first = rows.start + part.start;
             let tile = Tile {
                 depth: depth.len().div_ceil(per_word),
-                a: self.rows.start.wrapping_add(first * self.rows.stride + depth.start / per_word),
-                a_row: self.rows.stride,
+                a: one.left.start.wrapping_add(first * one.left.stride + depth.start / per_word),
+                a_row: one.left.stride,
                 a_depth: 1,
                 b: panel.as_ptr(),
-                b_depth: columns.len().next_multiple_of(self.kernels.width),
-                c: self.target.get().wrapping_add(first * self.target_stride + columns.start),
-                c_row: self.target_stride,
+                b_depth: self.columns.len().next_multiple_of(self.kernels.width),
+                c: one.target.get().wrapping_add(first * one.stride + self.columns.start),
+                c_row: one.stride,
                 last: 0,
-                alpha: self.store.alpha,
-                accumulate: self.store.accumulate || depth.start > 0,
+                alpha: one.alpha,
+                accumulate: one.accumulate || depth.start > 0,
             };
             // SAFETY: the rows exist in A and C, the columns in C, and the panel was packed for this depth; no other
             // job has these rows and columns. The kernels are of this machine's path.
-            unsafe { self.kernels.run(tile, part.len(), columns.len()) };
+            unsafe { self.kernels.run(tile, part.len(), self.columns.len()) };
         }
     }
 }

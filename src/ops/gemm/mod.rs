@@ -14,6 +14,7 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512bf16;
+pub mod batch;
 mod driver;
 mod gemv;
 mod gemv_half;
@@ -33,6 +34,7 @@ mod pack_nf4;
 mod pack_nf4_avx512;
 #[cfg(target_arch = "x86_64")]
 mod pack_nf4_bf16;
+pub mod peak;
 mod plan;
 mod portable;
 mod precise;
@@ -219,6 +221,11 @@ pub(crate) fn matmul_tn_on(path: CpuPath, a: MatRef<'_>, b: MatRef<'_>, c: MatMu
     let left = Left { matrix: a, transposed: true, compute: store.compute, path };
     let source = Source { weight: WeightRef::F32(b), transposed: false, compute: store.compute, path };
     driver::run(Product { left, source, target: c, store });
+}
+
+/// Whether a product of `rows` rows runs on the driver: neither a small one in f64 nor one of few rows.
+pub(crate) fn is_large(rows: usize, depth: usize, cols: usize, compute: Compute) -> bool {
+    rows > gemv::MOST_INPUTS && !precise::applies(rows, depth, cols, Store::set(compute))
 }
 
 /// Bytes of working memory that the products hold: panels of each thread, and the left operand of the largest product

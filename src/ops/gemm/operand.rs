@@ -35,16 +35,15 @@ pub(super) struct Left<'a> {
     pub path: CpuPath,
 }
 
-/// Rows of words.
+/// Rows of words: the operand's own or in the buffer that [`prepare`] returned with them.
 pub(super) struct Rows {
     /// First word.
     pub start: *const f32,
     /// Words from one row to the next.
     pub stride: usize,
-    _memory: Option<Scratch>,
 }
 
-// SAFETY: the words are only read while the rows exist; their owner is the operand or the scratch memory held here.
+// SAFETY: the words are only read, by those who hold the operand and the buffer.
 unsafe impl Sync for Rows {}
 
 /// A pointer that jobs write disjoint parts through.
@@ -61,6 +60,39 @@ impl Target {
     pub fn get(self) -> *mut f32 {
         self.0
     }
+}
+
+/// The rows of some operands as words, and the one buffer that holds those which had to be converted.
+pub(super) fn prepare(kernels: &Kernels, lefts: &[Left<'_>], threads: usize) -> (Vec<Rows>, Option<Scratch>) {
+    // Each starts at a cache line: strides are whole lines.
+    let mut total = 0;
+    let places: Vec<Option<(usize, usize)>> = lefts
+        .iter()
+        .map(|left| {
+            let stride = left.stride(kernels)?;
+            total += left.rows() * stride;
+            Some((total - left.rows() * stride, stride))
+        })
+        .collect();
+    let mut memory = (total > 0).then(|| Scratch::take(total));
+    let start = memory.as_mut().map_or(std::ptr::null_mut(), |memory| memory.words().as_mut_ptr());
+    let mut jobs = Vec::new();
+    let mut rows = Vec::with_capacity(lefts.len());
+    for (left, place) in lefts.iter().zip(places) {
+        rows.push(match place {
+            None => Rows { start: left.matrix.data.as_ptr(), stride: left.matrix.stride },
+            Some((offset, stride)) => {
+                let to = Target(start.wrapping_add(offset));
+                jobs.extend((0..left.jobs()).map(|job| (left, job, to, stride)));
+                Rows { start: to.get(), stride }
+            }
+        });
+    }
+    for_each(threads, jobs.len(), |index| {
+        let (left, job, to, stride) = jobs[index];
+        left.run(kernels, job, to, stride);
+    });
+    (rows, memory)
 }
 
 impl Left<'_> {
@@ -82,38 +114,37 @@ impl Left<'_> {
         }
     }
 
-    /// The rows as words.
-    pub fn prepare(&self, kernels: &Kernels, threads: usize) -> Rows {
+    /// Words from one row to the next once converted; None where the rows are read where they are.
+    fn stride(&self, kernels: &Kernels) -> Option<usize> {
         if self.compute == Compute::F32 && !self.transposed {
-            return Rows { start: self.matrix.data.as_ptr(), stride: self.matrix.stride, _memory: None };
+            return None;
         }
         let words = self.depth().div_ceil(kernels.per_word());
         // An odd number of cache lines, so that rows of a tile fall into different sets.
-        let stride = (words.div_ceil(LINE) | 1) * LINE;
-        let mut memory = Scratch::take(self.rows() * stride);
-        let target = memory.words();
-        let to = Target(target.as_mut_ptr());
+        Some((words.div_ceil(LINE) | 1) * LINE)
+    }
+
+    /// Jobs of a conversion: ranges of rows, or of depths if transposed.
+    fn jobs(&self) -> usize {
+        self.matrix.rows.div_ceil(ROWS_PER_JOB)
+    }
+
+    /// One job of a conversion.
+    fn run(&self, kernels: &Kernels, job: usize, to: Target, stride: usize) {
+        let range = job * ROWS_PER_JOB..self.matrix.rows.min((job + 1) * ROWS_PER_JOB);
         if self.transposed {
-            let per_word = kernels.per_word();
-            let jobs = self.depth().div_ceil(ROWS_PER_JOB);
-            for_each(threads, jobs, |job| {
-                let depths = job * ROWS_PER_JOB..self.depth().min((job + 1) * ROWS_PER_JOB);
-                for first in depths.clone().step_by(kernels.width.min(16) * per_word) {
-                    let end = depths.end.min(first + kernels.width.min(16) * per_word);
-                    self.transpose(kernels, first..end, to, stride);
-                }
-            });
+            let step = kernels.width.min(16) * kernels.per_word();
+            for first in range.clone().step_by(step) {
+                self.transpose(kernels, first..range.end.min(first + step), to, stride);
+            }
         } else {
-            let jobs = self.rows().div_ceil(ROWS_PER_JOB);
-            for_each(threads, jobs, |job| {
-                for row in job * ROWS_PER_JOB..self.rows().min((job + 1) * ROWS_PER_JOB) {
-                    // SAFETY: rows · stride words were taken, and each row belongs to one job.
-                    let to = unsafe { std::slice::from_raw_parts_mut(to.get().add(row * stride), words) };
-                    self.convert(kernels, self.matrix.row(row), to);
-                }
-            });
+            let words = self.depth().div_ceil(kernels.per_word());
+            for row in range {
+                // SAFETY: rows · stride words were taken, and each row belongs to one job.
+                let to = unsafe { std::slice::from_raw_parts_mut(to.get().add(row * stride), words) };
+                self.convert(kernels, self.matrix.row(row), to);
+            }
         }
-        Rows { start: to.get(), stride, _memory: Some(memory) }
     }
 
     fn convert(&self, kernels: &Kernels, from: &[f32], to: &mut [f32]) {

@@ -1,5 +1,6 @@
 //! Every kernel path, storage, operand format and orientation against [`super::reference`].
 
+use super::batch::{prepare_on, Batch, Right};
 use super::pack_dense::{bf16_bits, f16_to_f32, round_f16};
 use super::{matmul_nn_on, matmul_nt_on, matmul_tn_on, reference, Store, WeightRef};
 use crate::device::{Compute, CpuPath};
@@ -251,6 +252,99 @@ fn the_number_of_threads_changes_no_bit() {
                         let together = three.install(|| run(form, Some(path), t, &weight, store));
                         let equal = alone.iter().zip(&together).all(|(a, b)| a.to_bits() == b.to_bits());
                         assert!(equal, "{form:?} {name} {compute:?} {}", path.name());
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Forward, input gradient and parameter gradients of two weights that share an input: as a batch, or one by one.
+fn a_group(path: CpuPath, weights: &[Weight; 2], compute: Compute, as_batch: bool) -> Vec<Vec<f32>> {
+    const ROWS: usize = 70;
+    const RANK: usize = 16;
+    let cols = weights[0].view().cols();
+    let mut numbers = Numbers(5);
+    let x = numbers.values(ROWS * cols);
+    let x = MatRef::new(&x, ROWS, cols);
+    let [a, low] = [cols, ROWS].map(|width| numbers.values(RANK * width));
+    let (a, low) = (MatRef::new(&a, RANK, cols), MatRef::new(&low, ROWS, RANK));
+    let views = weights.each_ref().map(Weight::view);
+    let dys = views.map(|w| numbers.values(ROWS * w.rows()));
+    let dys: [MatRef<'_>; 2] = std::array::from_fn(|i| MatRef::new(&dys[i], ROWS, views[i].rows()));
+    let bs = views.map(|w| numbers.values(w.rows() * RANK));
+    let bs: [MatRef<'_>; 2] = std::array::from_fn(|i| MatRef::new(&bs[i], views[i].rows(), RANK));
+    let mut ys = views.map(|w| vec![0.0; ROWS * w.rows()]);
+    let mut dx = vec![0.0; ROWS * cols];
+    let (mut das, mut dbs) = ([(); 2].map(|()| numbers.values(RANK * cols)), bs.map(|b| b.data.to_vec()));
+    let f32 = WeightRef::F32;
+    if as_batch {
+        let input = prepare_on(path, &[x, low], false, compute);
+        let mut batch = Batch::on(path, compute);
+        for ((w, b), y) in views.iter().zip(bs).zip(&mut ys) {
+            let terms = vec![(&input[0], Right::transposed(*w), 1.0), (&input[1], Right::transposed(f32(b)), 0.37)];
+            batch.sum(MatMut::new(y, ROWS, w.rows()), false, terms);
+        }
+        batch.run();
+        let gradients = prepare_on(path, &[dys[0], dys[1], low], false, compute);
+        let mut batch = Batch::on(path, compute);
+        let terms = vec![
+            (&gradients[0], Right::plain(views[0]), 1.0),
+            (&gradients[2], Right::plain(f32(a)), 1.0),
+            (&gradients[1], Right::plain(views[1]), 1.0),
+        ];
+        batch.sum(MatMut::new(&mut dx, ROWS, cols), false, terms);
+        batch.run();
+        let turned = prepare_on(path, &[low], true, compute);
+        let mut batch = Batch::on(path, compute);
+        let uses = das.iter_mut().map(|da| (&turned[0], MatMut::new(da, RANK, cols), 1.0)).collect();
+        batch.share(Right::plain(f32(x)), true, uses);
+        for (dy, db) in dys.iter().zip(&mut dbs) {
+            let target = MatMut::new(db, dy.cols, RANK);
+            batch.turned(target, true, (&turned[0], Right::plain(f32(*dy)), 0.37));
+        }
+        batch.run();
+    } else {
+        let (set, add) = (Store::set(compute), Store::add(compute));
+        for ((w, b), y) in views.iter().zip(bs).zip(&mut ys) {
+            matmul_nt_on(path, x, *w, MatMut::new(y, ROWS, w.rows()), set);
+            matmul_nt_on(path, low, f32(b), MatMut::new(y, ROWS, w.rows()), add.scaled(0.37));
+        }
+        matmul_nn_on(path, dys[0], views[0], MatMut::new(&mut dx, ROWS, cols), set);
+        matmul_nn_on(path, low, f32(a), MatMut::new(&mut dx, ROWS, cols), add);
+        matmul_nn_on(path, dys[1], views[1], MatMut::new(&mut dx, ROWS, cols), add);
+        for da in &mut das {
+            matmul_tn_on(path, low, x, MatMut::new(da, RANK, cols), add);
+        }
+        for (dy, db) in dys.iter().zip(&mut dbs) {
+            matmul_tn_on(path, *dy, low, MatMut::new(db, dy.cols, RANK), add.scaled(0.37));
+        }
+    }
+    let [da, other_da] = das;
+    let ([y, other_y], [db, other_db]) = (ys, dbs);
+    vec![y, other_y, dx, da, other_da, db, other_db]
+}
+
+#[test]
+fn a_batch_gives_the_bits_of_single_products() {
+    let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+    let (one, three) = (pool(1), pool(3));
+    // Wide enough that no product is a small one, which is summed in f64; the gradients of B are, in f32.
+    for (first, second) in Weight::all(544, 640).into_iter().zip(Weight::all(833, 640)) {
+        let (name, weights) = (first.0, [first.1, second.1]);
+        for compute in [Compute::F32, Compute::Bf16] {
+            for path in CpuPath::available() {
+                let what = format!("{name} {compute:?} {}", path.name());
+                let single = one.install(|| a_group(path, &weights, compute, false));
+                let batch = one.install(|| a_group(path, &weights, compute, true));
+                let together = three.install(|| a_group(path, &weights, compute, true));
+                let bits = |values: &Vec<f32>| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+                for (index, (single, batch)) in single.iter().zip(&batch).enumerate() {
+                    assert!(bits(batch) == bits(&together[index]), "{what}: result {index} depends on the threads");
+                    if index < 5 || compute == Compute::Bf16 {
+                        assert!(bits(single) == bits(batch), "{what}: result {index}");
+                    } else {
+                        assert_close(batch, single, 1e-6, &what);
                     }
                 }
             }

@@ -4,14 +4,13 @@
 //! one should be on the left: the wide one is then read once and never transposed. What has to be transposed instead
 //! is the product, which has no depth.
 
-use super::driver::{self, for_each, Product};
+use super::driver::{self, for_each, threads_for, Product};
 use super::kernel::Kernels;
 use super::operand::{Left, Target};
 use super::pack_dense::Source;
-use super::plan::ALONE;
 use super::scratch::Scratch;
 use super::{Store, WeightRef};
-use crate::device::CpuPath;
+use crate::device::{Compute, CpuPath};
 use crate::ops::matrix::{MatMut, MatRef};
 
 /// Columns of `a` that one job brings home.
@@ -36,11 +35,16 @@ pub(super) fn matmul_tn(path: CpuPath, a: MatRef<'_>, b: MatRef<'_>, c: MatMut<'
         target: MatMut::new(product, rows, columns),
         store: Store { accumulate: false, ..store },
     });
-    let product = &*product;
-    let kernels = Kernels::of(path, store.compute);
+    add_transposed(path, MatRef::new(product, rows, columns), c, store.accumulate);
+}
+
+/// `c (+)= productᵀ`.
+pub(super) fn add_transposed(path: CpuPath, product: MatRef<'_>, c: MatMut<'_>, accumulate: bool) {
+    let (rows, columns) = (product.rows, product.cols);
+    let kernels = Kernels::of(path, Compute::F32);
     let target = Target(c.data.as_mut_ptr());
-    let threads = if rows * columns * a.rows < ALONE { 1 } else { rayon::current_num_threads() };
-    for_each(threads, columns.div_ceil(COLUMNS_PER_JOB), |job| {
+    // Moving a value takes about as long as sixteen multiply-adds.
+    for_each(threads_for(16 * rows * columns), columns.div_ceil(COLUMNS_PER_JOB), |job| {
         let height = kernels.width.min(16);
         let mut block = [0.0f32; 16 * COLUMNS_PER_JOB];
         let first = job * COLUMNS_PER_JOB;
@@ -49,7 +53,7 @@ pub(super) fn matmul_tn(path: CpuPath, a: MatRef<'_>, b: MatRef<'_>, c: MatMut<'
             let rows = height.min(rows - row);
             let mut pointers = [std::ptr::null(); 16];
             for (i, pointer) in pointers[..rows].iter_mut().enumerate() {
-                *pointer = product[(row + i) * columns + first..][..count].as_ptr();
+                *pointer = product.row(row + i)[first..][..count].as_ptr();
             }
             // SAFETY: `rows` pointers with `count` values each; the block holds 16 for each of them.
             unsafe { (kernels.transpose)(&pointers[..rows], count, block.as_mut_ptr(), 16) };
@@ -58,7 +62,7 @@ pub(super) fn matmul_tn(path: CpuPath, a: MatRef<'_>, b: MatRef<'_>, c: MatMut<'
                 let to =
                     unsafe { std::slice::from_raw_parts_mut(target.get().add((first + m) * c.stride + row), rows) };
                 for (to, value) in to.iter_mut().zip(values) {
-                    *to = if store.accumulate { *to + value } else { *value };
+                    *to = if accumulate { *to + value } else { *value };
                 }
             }
         }

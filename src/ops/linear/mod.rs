@@ -24,6 +24,7 @@
 mod columns;
 #[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
+pub mod group;
 #[cfg(test)]
 mod tests;
 
@@ -198,15 +199,20 @@ pub struct Operands<'a> {
 
 /// Adds the gradients of everything trained in this layer.
 pub fn backward_params(linear: &Linear<'_>, operands: Operands<'_>, grads: &mut Gradients, arena: &Arena) {
+    weight_gradients(linear, &operands, grads);
+    if let Some(adapter) = &linear.adapter {
+        adapter_gradients(linear, adapter, operands, grads, arena);
+    }
+}
+
+/// dW and dbias, where they are trained.
+fn weight_gradients(linear: &Linear<'_>, operands: &Operands<'_>, grads: &mut Gradients) {
     if let Some(id) = linear.weight_id {
         let gradient = MatMut::new(grads.get_mut(id), linear.weight.rows(), linear.weight.cols());
         matmul_tn(operands.dy.view(), operands.x, gradient, Store::add(linear.compute));
     }
     if let Some(id) = linear.bias_id {
         columns::add_column_sums(operands.dy, grads.get_mut(id));
-    }
-    if let Some(adapter) = &linear.adapter {
-        adapter_gradients(linear, adapter, operands, grads, arena);
     }
 }
 

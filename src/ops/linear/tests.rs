@@ -233,3 +233,61 @@ fn input_gradient_can_be_added() {
         assert!((2.0 * once - twice).abs() < 1e-5 * once.abs().max(1.0));
     }
 }
+
+/// u, y, dx, du and the gradients of A and B of two linears that share an input, as a group or one by one.
+fn two_linears(compute: Compute, ranks: [usize; 2], as_group: bool) -> [Vec<Vec<f32>>; 2] {
+    let (rows, inputs) = (70, 640);
+    let fixtures = [(577, ranks[0]), (600, ranks[1])].map(|(outputs, rank)| {
+        Fixture::new(Case { rows, inputs, outputs, rank, dora: false, dropout: 0.0, bias: outputs == 600, full: false })
+    });
+    let arena = Arena::new();
+    let linears = fixtures.each_ref().map(|fixture| Linear { compute, ..fixture.linear() });
+    // Ids of different stores: each linear gets gradients of its own.
+    let mut grads = fixtures.each_ref().map(|fixture| Gradients::zeros(&fixture.store));
+    let x = MatRef::new(&fixtures[0].x, rows, inputs);
+    let mut ys = linears.each_ref().map(|linear| arena.matrix(rows, linear.weight.rows()));
+    let dys = fixtures.each_ref().map(|fixture| {
+        let mut dy = arena.matrix(rows, fixture.case.outputs);
+        dy.copy_from_slice(&fixture.dy);
+        dy
+    });
+    let mut dx = arena.matrix(rows, inputs);
+    let (hidden, gradients): (Vec<_>, Vec<_>) = if as_group {
+        let hidden = group::forward(&linears, x, ys.iter_mut().collect(), &arena);
+        (hidden, group::backward_input(&linears, &dys.each_ref(), &mut dx, &arena))
+    } else {
+        let hidden = linears.iter().zip(&mut ys).map(|(linear, y)| forward(linear, x, y, &arena)).collect();
+        let each = linears.iter().zip(&dys).enumerate();
+        (hidden, each.map(|(i, (linear, dy))| backward_input(linear, dy, &mut dx, i > 0, &arena)).collect())
+    };
+    for (i, linear) in linears.iter().enumerate() {
+        // The second linear computes its u again, as down_proj does.
+        let hidden = hidden[i].as_ref().filter(|_| i == 0);
+        let operands = Operands { x, dy: &dys[i], hidden, hidden_gradient: gradients[i].as_ref() };
+        match as_group {
+            true => group::backward_params(&[*linear], &[operands], &mut grads[i], &arena),
+            false => backward_params(linear, operands, &mut grads[i], &arena),
+        }
+    }
+    let values = |matrices: &[Option<Matrix>]| matrices.iter().flatten().map(|m| m.to_vec()).collect::<Vec<_>>();
+    let exact = [values(&hidden), values(&gradients), ys.iter().map(|y| y.to_vec()).collect(), vec![dx.to_vec()]];
+    let gradients = grads.iter().flat_map(|grads| grads.iter().map(<[f32]>::to_vec).collect::<Vec<_>>());
+    [exact.concat(), gradients.collect()]
+}
+
+#[test]
+fn a_group_is_its_linears_one_by_one() {
+    for compute in [Compute::F32, Compute::Bf16] {
+        for ranks in [[16, 16], [0, 8], [24, 0], [0, 0]] {
+            let [single, single_gradients] = two_linears(compute, ranks, false);
+            let [group, group_gradients] = two_linears(compute, ranks, true);
+            assert!(single == group, "{compute:?} {ranks:?}");
+            for (single, group) in single_gradients.iter().zip(&group_gradients) {
+                // In f32 single gradients of B are small products, which are summed in f64.
+                check("gradient", group, &single.iter().map(|&value| f64::from(value)).collect::<Vec<_>>());
+            }
+            let trained = group_gradients.iter().flatten().any(|value| *value != 0.0);
+            assert_eq!(trained, ranks != [0, 0]);
+        }
+    }
+}

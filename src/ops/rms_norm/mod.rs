@@ -20,6 +20,7 @@ mod tests;
 
 use super::vector::rows_per_task;
 use crate::device::{cpu_path, CpuPath};
+use crate::ops::profile;
 use rayon::prelude::*;
 
 /// Rows whose weight gradients are added up before they join the total.
@@ -57,6 +58,7 @@ fn check(rows: usize, features: usize, lengths: &[usize]) {
 }
 
 fn forward_on(path: CpuPath, x: &[f32], weight: &[f32], eps: f32, y: &mut [f32], inv_rms: &mut [f32]) {
+    let _span = profile::span("norm", 0.0);
     let features = weight.len();
     check(inv_rms.len(), features, &[x.len(), y.len()]);
     let rows = rows_per_task(features);
@@ -77,6 +79,7 @@ fn add_forward_on(
     y: &mut [f32],
     inv_rms: &mut [f32],
 ) {
+    let _span = profile::span("norm", 0.0);
     let features = weight.len();
     check(inv_rms.len(), features, &[residual.len(), delta.len(), y.len()]);
     let rows = rows_per_task(features);
@@ -90,6 +93,7 @@ fn add_forward_on(
 }
 
 fn backward_on(path: CpuPath, saved: Saved<'_>, dy: &[f32], dx: &mut [f32], dweight: Option<&mut [f32]>) {
+    let _span = profile::span("norm", 0.0);
     let Saved { x, inv_rms, weight } = saved;
     let features = weight.len();
     check(inv_rms.len(), features, &[x.len(), dy.len(), dx.len()]);

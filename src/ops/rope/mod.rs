@@ -24,6 +24,7 @@ mod tests;
 
 use super::vector::rows_per_task;
 use crate::device::{cpu_path, CpuPath};
+use crate::ops::profile;
 use rayon::prelude::*;
 
 /// How the frequencies are changed to reach beyond the positions of the original training.
@@ -166,6 +167,7 @@ pub fn apply(x: &mut [f32], heads: usize, positions: &[u32], table: &RopeTable, 
 }
 
 fn apply_on(path: CpuPath, x: &mut [f32], heads: usize, positions: &[u32], table: &RopeTable, direction: Direction) {
+    let _span = profile::span("rope", 0.0);
     let features = heads * 2 * table.inv_freq.len();
     assert!(heads > 0 && x.len() == positions.len() * features, "[{}, {features}] expected", positions.len());
     let last = positions.iter().max().map_or(0, |&p| p as usize + 1);

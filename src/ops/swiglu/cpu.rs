@@ -31,9 +31,13 @@ kernel! {
 /// One group of the halved forward: activation, and gate and up rounded.
 #[inline(always)]
 fn forward_group(gate: &[f32; GROUP], up: &[f32; GROUP]) -> [[f32; GROUP]; 3] {
-    let (gate, up) = (gate.map(rounded), up.map(rounded));
-    let out = std::array::from_fn(|i| gate[i] * sigmoid(gate[i]) * up[i]);
-    [out, gate, up]
+    let [mut out, mut gate_rounded, mut up_rounded] = [[0.0; GROUP]; 3];
+    for i in 0..GROUP {
+        let (gate, up) = (rounded(gate[i]), rounded(up[i]));
+        out[i] = gate * sigmoid(gate) * up;
+        (gate_rounded[i], up_rounded[i]) = (gate, up);
+    }
+    [out, gate_rounded, up_rounded]
 }
 
 kernel! {
@@ -72,16 +76,22 @@ kernel! {
 #[inline(always)]
 fn backward_group(words: [&[f32; WORDS]; 2], dact: &[f32; GROUP]) -> [[f32; GROUP]; 3] {
     let (gate, up) = (unpack_group(words[0]), unpack_group(words[1]));
-    let s: [f32; GROUP] = std::array::from_fn(|i| sigmoid(gate[i]));
-    let silu: [f32; GROUP] = std::array::from_fn(|i| gate[i] * s[i]);
-    let dgate = std::array::from_fn(|i| dact[i] * up[i] * (s[i] * (1.0 + gate[i] * (1.0 - s[i]))));
-    [dgate, std::array::from_fn(|i| dact[i] * silu[i]), std::array::from_fn(|i| silu[i] * up[i])]
+    let [mut dgate, mut dup, mut act] = [[0.0; GROUP]; 3];
+    for i in 0..GROUP {
+        let (g, u, d) = (gate[i], up[i], dact[i]);
+        let s = sigmoid(g);
+        let silu = g * s;
+        dgate[i] = d * u * (s * (1.0 + g * (1.0 - s)));
+        dup[i] = d * silu;
+        act[i] = silu * u;
+    }
+    [dgate, dup, act]
 }
 
 kernel! {
     /// `backward_in_place` of kept values; `dact` becomes the activation, `gradients` (gate, up) are overwritten.
     pub(super) fn backward_kept(words: [&[f32]; 2], dact: &mut [f32], gradients: [&mut [f32]; 2]) {
-        let [gate_words, up_words] = words.map(|words| words.as_chunks::<WORDS>().0);
+        let (gate_words, up_words) = (words[0].as_chunks::<WORDS>().0, words[1].as_chunks::<WORDS>().0);
         let [dgate, dup] = gradients;
         let (dacts, dact_rest) = dact.as_chunks_mut::<GROUP>();
         let (dgates, dgate_rest) = dgate.as_chunks_mut::<GROUP>();

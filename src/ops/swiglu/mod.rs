@@ -21,6 +21,7 @@ mod tests;
 use super::vector::TASK;
 use super::{Arena, HalfMatrix, Matrix};
 use crate::device::{cpu_path, CpuPath};
+use crate::ops::profile;
 use rayon::prelude::*;
 
 /// `out = silu(gate) · up`.
@@ -35,6 +36,7 @@ pub fn backward_in_place(gate: &mut [f32], up: &mut [f32], dact: &mut [f32]) {
 
 /// [`forward`] of gate and up rounded to bf16.
 pub fn forward_rounding(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    let _span = profile::span("swiglu", 0.0);
     assert!(gate.len() == out.len() && up.len() == out.len());
     let path = cpu_path();
     (gate.par_chunks(TASK), up.par_chunks(TASK), out.par_chunks_mut(TASK))
@@ -44,6 +46,7 @@ pub fn forward_rounding(gate: &[f32], up: &[f32], out: &mut [f32]) {
 
 /// [`forward_rounding`], and the rounded gate and up for [`backward_kept`].
 pub fn forward_keeping(gate: &Matrix, up: &Matrix, out: &mut Matrix, arena: &Arena) -> [HalfMatrix; 2] {
+    let _span = profile::span("swiglu", 0.0);
     assert!(gate.len() == out.len() && up.len() == out.len());
     let path = cpu_path();
     let mut kept = [(); 2].map(|()| HalfMatrix::new(gate.rows(), gate.cols(), arena));
@@ -57,6 +60,7 @@ pub fn forward_keeping(gate: &Matrix, up: &Matrix, out: &mut Matrix, arena: &Are
 
 /// [`backward_in_place`] of what [`forward_keeping`] kept: returns `∂L/∂gate` and `∂L/∂up`, and `dact` becomes `act`.
 pub fn backward_kept(kept: [HalfMatrix; 2], dact: &mut Matrix, arena: &Arena) -> [Matrix; 2] {
+    let _span = profile::span("swiglu", 0.0);
     let [gate, up] = &kept;
     assert!(gate.rows() * gate.cols() == dact.len() && up.words().len() == gate.words().len());
     let path = cpu_path();
@@ -70,6 +74,7 @@ pub fn backward_kept(kept: [HalfMatrix; 2], dact: &mut Matrix, arena: &Arena) ->
 }
 
 fn forward_on(path: CpuPath, gate: &[f32], up: &[f32], out: &mut [f32]) {
+    let _span = profile::span("swiglu", 0.0);
     assert!(gate.len() == out.len() && up.len() == out.len());
     if out.len() <= TASK {
         return cpu::forward(path, gate, up, out);
@@ -80,6 +85,7 @@ fn forward_on(path: CpuPath, gate: &[f32], up: &[f32], out: &mut [f32]) {
 }
 
 fn backward_in_place_on(path: CpuPath, gate: &mut [f32], up: &mut [f32], dact: &mut [f32]) {
+    let _span = profile::span("swiglu", 0.0);
     assert!(gate.len() == dact.len() && up.len() == dact.len());
     if dact.len() <= TASK {
         return cpu::backward_in_place(path, gate, up, dact);

@@ -36,7 +36,7 @@ pub fn parts(job: &Job, keep: Keep) -> Parts {
     // One linear in bf16, and a block's gradients.
     let scratch = job.linears().map(|linear| linear.rows * linear.cols * VALUE).max().unwrap_or(0);
     let gradients = job.model.blocks.iter().map(block).max().unwrap_or(0);
-    let chunk = crate::ops::cross_entropy::chunk_rows(job.model.vocab).min(rows);
+    let chunk = crate::ops::cross_entropy::chunk_rows(job.model.vocab, rows).min(rows);
     Parts {
         program: CONTEXT,
         base: base as u64,

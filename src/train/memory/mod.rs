@@ -216,18 +216,22 @@ fn parts(job: &Job, arena: ArenaBytes) -> Parts {
     }
 }
 
-/// Working memory of the products: panels of each thread, and the largest left operand that is converted.
+/// Working memory of the products: panels of each thread, and the largest left operands that are converted together.
 fn packing(job: &Job) -> usize {
     let (rows, model) = (job.batch.rows(), &job.model);
-    let chunk = cross_entropy::chunk_rows(model.vocab).min(rows);
+    let chunk = cross_entropy::chunk_rows(model.vocab, rows).min(rows);
     let word = if job.is_bf16() { 2 } else { 4 };
     // A row ends at an odd number of cache lines.
     let copy = |rows: usize, depth: usize| rows * ((word * depth).div_ceil(64) | 1) * 64;
     let mut largest = 0;
     if job.is_bf16() {
-        // Inputs, gradients, and the gradients of the logits.
-        let widths = job.linears().flat_map(|linear| [linear.rows, linear.cols]);
-        largest = widths.map(|width| copy(rows, width)).max().unwrap_or(0);
+        // Inputs, the gradients of linears that share one, and the gradients of the logits.
+        for [q, k, v, o, gate, up, down] in &model.blocks {
+            for group in [&[q, k, v][..], &[o], &[gate, up], &[down]] {
+                let gradients = group.iter().map(|linear| copy(rows, linear.rows)).sum();
+                largest = largest.max(gradients).max(copy(rows, group[0].cols));
+            }
+        }
         largest = largest.max(copy(chunk, model.vocab)).max(copy(chunk, model.hidden));
     }
     if job.method == Method::Full {

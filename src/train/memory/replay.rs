@@ -228,7 +228,7 @@ impl<'a> Replay<'a> {
 
     /// `cross_entropy::Problem::run`; returns the bytes of the logits.
     fn cross_entropy(&self) -> usize {
-        let most = cross_entropy::chunk_rows(self.model.vocab).min(self.batch.rows());
+        let most = cross_entropy::chunk_rows(self.model.vocab, self.batch.rows()).min(self.batch.rows());
         let logits = self.ledger.matrix(most, self.model.vocab);
         let _scratch = self.batch.ignored.then(|| self.ledger.matrix(most, self.model.hidden));
         logits.place.as_ref().map_or(0, |place| place.bytes)
@@ -267,28 +267,30 @@ impl<'a> Replay<'a> {
         let [q, k, v, o, gate, up, _] = linears;
         let halve = halve && self.is_bf16();
         let (normed, inv_rms) = (self.matrix(self.model.hidden), self.matrix(1));
-        let [mut q, mut k, mut v] = [q, k, v].map(|linear| (linear.rows, self.project(linear, trains)));
-        let halves = halve.then(|| [&q, &k, &v].map(|(cols, _)| self.half(*cols)));
-        let width = q.0;
+        let widths = [q.rows, k.rows, v.rows];
+        let [mut q, mut k, mut v] = self.project([q, k, v], trains);
+        let halves = halve.then(|| widths.map(|width| self.half(width)));
+        let width = widths[0];
         let attended = self.matrix(width);
         let lse = self.matrix(self.model.attention.heads);
         if let Some([q_half, k_half, v_half]) = halves {
-            (q.1.y, k.1.y, v.1.y) = (q_half, k_half, v_half);
+            (q.y, k.y, v.y) = (q_half, k_half, v_half);
         }
         let attended_half = halve.then(|| self.half(width));
         let middle = self.matrix(self.model.hidden);
         let o_hidden = self.linear_forward(o, trains);
         let attended = attended_half.unwrap_or(attended);
         let middle_inv_rms = self.matrix(1);
-        let (gate, up) = (self.project(gate, trains), self.project(up, trains));
+        let [gate, up] = self.project([gate, up], trains);
         drop(normed);
-        let attention = Attention { inv_rms, q: q.1, k: k.1, v: v.1, attended, lse, o_hidden };
+        let attention = Attention { inv_rms, q, k, v, attended, lse, o_hidden };
         (attention, FeedForward { middle, middle_inv_rms, gate, up })
     }
 
-    fn project(&self, linear: &LinearSizes, trains: bool) -> Projected<'a> {
-        let y = self.matrix(linear.rows);
-        Projected { y, hidden: self.linear_forward(linear, trains) }
+    fn project<const N: usize>(&self, linears: [&LinearSizes; N], trains: bool) -> [Projected<'a>; N] {
+        let ys = linears.map(|linear| self.matrix(linear.rows));
+        let mut hidden = linears.map(|linear| self.linear_forward(linear, trains)).into_iter();
+        ys.map(|y| Projected { y, hidden: hidden.next().flatten() })
     }
 
     /// `linear::forward`.
@@ -370,9 +372,7 @@ impl<'a> Replay<'a> {
     }
 
     fn backward_group(&self, group: &[&LinearSizes]) {
-        for linear in group {
-            let _gradient = self.backward_input(linear);
-            self.backward_params(linear, true);
-        }
+        let _gradients: Vec<_> = group.iter().map(|linear| self.backward_input(linear)).collect();
+        group.iter().for_each(|linear| self.backward_params(linear, true));
     }
 }
