@@ -124,8 +124,18 @@ fn step(shape: Shape, compute: Compute, sequence: usize, recompute: Recompute) -
     let threads = rayon::current_num_threads();
     let steps = if matches!(shape, Shape::B1) { 2 } else { 5 };
     let model = ModelChoice::Random(shape);
-    let job =
-        TrainBench { model, compute, sequence, batch: 1, rank, recompute, memory_limit_gib: 0.0, steps, warmup: 1 };
+    let job = TrainBench {
+        model,
+        compute,
+        sequence,
+        batch: 1,
+        rank,
+        recompute,
+        memory_limit_gib: 0.0,
+        steps,
+        warmup: 1,
+        profile: false,
+    };
     let before = peak::peak_rate(threads, compute);
     let found = bench::train(&job)?;
     let peak = (before + peak::peak_rate(threads, compute)) / 2.0;
