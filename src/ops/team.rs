@@ -26,6 +26,8 @@ struct Team {
     arrived: Counter,
     phase: Counter,
     broken: AtomicBool,
+    /// Times that a member gave its core up while it waited.
+    held_up: Counter,
     /// Jobs taken out of each member's part.
     taken: [Vec<Counter>; SETS],
 }
@@ -38,25 +40,30 @@ pub struct Member<'a> {
     phase: usize,
 }
 
-/// Runs `work` on at most `members` threads of the pool at once, each as one member, and waits for all.
-pub fn run(members: usize, work: impl Fn(Member<'_>) + Sync) {
+/// Runs `work` on at most `members` threads of the pool at once, each as one member, and waits for all. Gives the number
+/// of times that a member had to wait so long that it gave its core up: many mean that other programs want the cores, and
+/// that fewer members would be done sooner.
+pub fn run(members: usize, work: impl Fn(Member<'_>) + Sync) -> usize {
     let members = members.clamp(1, rayon::current_num_threads());
     let counters = || (0..members).map(|_| Counter::default()).collect();
     let team = Team {
         arrived: Counter::default(),
         phase: Counter::default(),
         broken: AtomicBool::new(false),
+        held_up: Counter::default(),
         taken: [counters(), counters(), counters()],
     };
     let member = |index| Member { team: &team, index, members, phase: 0 };
     if members == 1 {
-        return work(member(0));
+        work(member(0));
+        return 0;
     }
     rayon::broadcast(|context| {
         if context.index() < members {
             work(member(context.index()));
         }
     });
+    team.held_up.0.load(Ordering::Relaxed)
 }
 
 impl Member<'_> {
@@ -108,6 +115,9 @@ impl Member<'_> {
             if rounds < AWAKE {
                 std::hint::spin_loop();
             } else {
+                if rounds == AWAKE {
+                    team.held_up.0.fetch_add(1, Ordering::Relaxed);
+                }
                 std::thread::yield_now();
             }
         }
@@ -222,6 +232,7 @@ mod tests {
         };
         assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(run_it)).is_err());
         pool.install(|| run(3, |mut member| member.share(9, |_| {})));
+        assert_eq!(pool.install(|| run(1, |mut member| member.share(9, |_| {}))), 0);
     }
 
     #[test]

@@ -20,16 +20,24 @@ use crate::ops::rope::{self, Direction};
 use crate::ops::team::{self, Member, SharedValues};
 use crate::ops::{embedding, rms_norm, swiglu, Matrix};
 use projection::Projection;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// Bytes of weights for which one more thread is worth waking.
 const BYTES_PER_THREAD: usize = 1 << 20;
+
+/// Phases of a token in which threads may wait long for each other; with more, cores are missing.
+const HELD_UP: usize = 4;
+
+/// Tokens that one thread then computes alone before it is tried again with all.
+const ALONE: usize = 16;
 
 /// Working memory of a token: what the threads hand each other, and what each keeps to itself.
 #[derive(Default)]
 pub(super) struct Workspace {
     shared: Shared,
     members: Vec<Mutex<Private>>,
+    /// Tokens that one thread is to compute alone, because other programs want the cores.
+    alone: usize,
 }
 
 /// Written by one thread each, read by all in the next phase.
@@ -99,7 +107,14 @@ impl Llama {
     /// Appends one token to the cached sequence and returns the logits after it, `[1, vocab]`.
     pub(super) fn decode(&self, pass: &Pass<'_>, id: u32, cache: &mut KvCache) -> Matrix {
         let bytes = self.frozen_bytes() + size_of::<f32>() * pass.params.numel();
-        self.decode_on(bytes / BYTES_PER_THREAD, pass, id, cache)
+        let threads = match cache.workspace.alone.checked_sub(1) {
+            Some(left) => {
+                cache.workspace.alone = left;
+                1
+            }
+            None => (bytes / BYTES_PER_THREAD).min(cores()),
+        };
+        self.decode_on(threads, pass, id, cache)
     }
 
     /// [`Llama::decode`] on at most so many threads of the pool.
@@ -116,10 +131,13 @@ impl Llama {
             attention: RowAttention::new(self.attention_shape(), cache.len()),
             shared: &workspace.shared,
         };
-        team::run(threads, |mut member| {
+        let held_up = team::run(threads, |mut member| {
             let mut private = workspace.members[member.index()].lock().unwrap_or_else(PoisonError::into_inner);
             step.run(&mut member, &mut private, id);
         });
+        if held_up > HELD_UP {
+            workspace.alone = ALONE;
+        }
         let width = self.config.kv_width();
         let mut row = pass.arena.matrix(1, width);
         for layer in 0..self.blocks.len() {
@@ -134,6 +152,12 @@ impl Llama {
         cache.workspace = workspace;
         logits
     }
+}
+
+/// Cores that this process may use: more threads than these would wait for each other's turn in every phase.
+fn cores() -> usize {
+    static CORES: OnceLock<usize> = OnceLock::new();
+    *CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
 /// What all threads see of a token.
