@@ -77,8 +77,9 @@ fn weighted_sources_one_of_dialogues() {
             ..SourceConfig::default()
         };
         config.data.paths.clear();
-        config.data.held_out_files.clear();
-        config.data.source = vec![source(&text, 1.0), source(&dialogues, 3.0)];
+        let held_out_files = std::mem::take(&mut config.data.held_out_files);
+        let text = SourceConfig { held_out_files, ..source(&text, 1.0) };
+        config.data.source = vec![text, source(&dialogues, 3.0)];
         config.data.packing = false;
         config.data.group_by_length = true;
     });
