@@ -11,9 +11,9 @@ set -euo pipefail
 folder=${LLAMANTINO_ASSETS:-${XDG_CACHE_HOME:-$HOME/.cache}/llamantino/assets}
 gguf=$folder/SmolLM2-135M-Instruct.Q4_1.gguf
 size=98362432
-hash=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
+model_hash=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 
-good() { [ -f "$1" ] && [ "$(stat -c %s "$1")" = "$size" ] && [[ $(sha256sum "$1") == "$hash "* ]]; }
+good() { [ -f "$1" ] && [ "$(stat -c %s "$1")" = "$size" ] && [[ $(sha256sum "$1") == "$model_hash "* ]]; }
 
 mkdir -p "$folder"
 work=
