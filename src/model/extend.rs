@@ -91,7 +91,7 @@ impl Llama {
         rows: &[usize],
         read: &dyn Fn(usize, &[f32]) -> T,
     ) -> Vec<T> {
-        let chunk = cross_entropy::chunk_rows(self.config.vocab_size);
+        let chunk = cross_entropy::chunk_rows(self.config.vocab_size, rows.len());
         let mut values = Vec::with_capacity(rows.len());
         for rows in rows.chunks(chunk) {
             let logits = self.logits_rows(pass, last, rows);
