@@ -11,6 +11,7 @@
 //! [`train`] is the step and the loop around it;
 //! [`export`] writes models: merged, quantised, sharded;
 //! [`generate`] continues text;
+//! [`eval`] measures what a model knows: bits per byte, multiple choice, tasks in Italian;
 //! [`bench`] measures, [`cli`] is the command line.
 //!
 //! Below them, [`ops`] are the operations of the step, forward and backward; [`quant`] is NF4, the 4-bit format of the
@@ -24,6 +25,7 @@ pub mod config;
 pub mod data;
 pub mod device;
 pub mod error;
+pub mod eval;
 pub mod export;
 pub mod generate;
 pub mod model;

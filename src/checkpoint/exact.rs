@@ -34,18 +34,20 @@ pub mod option {
     }
 }
 
-/// `#[serde(with = "exact::list")]` on a list of `f64`.
+/// `#[serde(with = "exact::list")]` on a list of `f64` of any kind.
 pub mod list {
     use super::*;
-    use std::collections::VecDeque;
 
     /// See [`super::serialize`].
-    pub fn serialize<S: Serializer>(values: &VecDeque<f64>, serializer: S) -> Result<S::Ok, S::Error> {
-        values.iter().map(|value| format!("{value:?}")).collect::<Vec<_>>().serialize(serializer)
+    pub fn serialize<S: Serializer, L>(values: &L, serializer: S) -> Result<S::Ok, S::Error>
+    where
+        for<'a> &'a L: IntoIterator<Item = &'a f64>,
+    {
+        values.into_iter().map(|value| format!("{value:?}")).collect::<Vec<_>>().serialize(serializer)
     }
 
     /// See [`super::serialize`].
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<VecDeque<f64>, D::Error> {
+    pub fn deserialize<'de, D: Deserializer<'de>, L: FromIterator<f64>>(deserializer: D) -> Result<L, D::Error> {
         Vec::<String>::deserialize(deserializer)?.iter().map(|text| parse::<D>(text)).collect()
     }
 }

@@ -9,6 +9,7 @@ pub mod completions;
 pub mod data;
 pub mod diff;
 pub mod doctor;
+pub mod eval;
 pub mod generate;
 pub mod hub;
 pub mod import;
@@ -58,6 +59,8 @@ pub enum Command {
     Chat(chat::ChatArgs),
     /// Complete a prompt.
     Generate(generate::GenerateArgs),
+    /// Measure a model: bits per byte of text, multiple choice, tasks in Italian.
+    Eval(eval::EvalArgs),
     /// Write a model in 4-bit NF4, once; later runs start from it at once.
     Quantize(quantize::QuantizeArgs),
     /// Turn a GGUF model into a Hugging Face folder.
@@ -99,6 +102,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
         Command::Diff(args) => diff::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Generate(args) => generate::run(args),
+        Command::Eval(args) => eval::run(args),
         Command::Quantize(args) => quantize::run(args),
         Command::Import(args) => import::run(args),
         Command::Completions(args) => completions::run(args),

@@ -6,7 +6,8 @@ use crate::data::tokenize::Tokenizer;
 use crate::device::{self, Compute};
 use crate::error::{Error, Result};
 use crate::generate::{Generator, SamplingOptions};
-use crate::model::{self, LoadOptions, OpenModel};
+use crate::model::{self, Llama, LoadOptions, OpenModel};
+use crate::ops::ParamStore;
 use clap::Args;
 use std::path::PathBuf;
 
@@ -52,6 +53,12 @@ impl From<ComputeArg> for Compute {
 }
 
 impl ModelArgs {
+    /// A model with everything else as it is by default.
+    pub fn of(model: &str) -> ModelArgs {
+        let compute = ComputeArg::F32;
+        ModelArgs { model: model.into(), adapter: None, context: None, compute, threads: None, nf4: false }
+    }
+
     /// Sets the threads and opens the model, fetching it from the hub if need be.
     ///
     /// # Errors
@@ -61,11 +68,20 @@ impl ModelArgs {
         OpenModel::open(&hub::resolve(&self.model)?)
     }
 
-    /// Loads model, adapter and tokenizer.
+    /// Loads model, adapter and tokenizer, ready to generate.
     ///
     /// # Errors
     /// Files that are missing or do not fit together.
     pub fn load(&self, opened: &OpenModel) -> Result<(Generator, Tokenizer)> {
+        let Loaded { model, params, tokenizer, context } = self.load_parts(opened)?;
+        Ok((Generator::new(model, params, self.compute.into(), context), tokenizer))
+    }
+
+    /// Loads model, adapter and tokenizer.
+    ///
+    /// # Errors
+    /// Files that are missing or do not fit together.
+    pub fn load_parts(&self, opened: &OpenModel) -> Result<Loaded> {
         let config = &opened.config;
         let context = self.context.unwrap_or(config.max_position_embeddings.min(4096));
         if context < 2 {
@@ -85,9 +101,20 @@ impl ModelArgs {
         if let Some(adapter) = adapter {
             adapter.apply(&mut model, &mut params)?;
         }
-        let tokenizer = opened.tokenizer()?;
-        Ok((Generator::new(model, params, self.compute.into(), context), tokenizer))
+        Ok(Loaded { model, params, tokenizer: opened.tokenizer()?, context })
     }
+}
+
+/// A model in memory.
+pub struct Loaded {
+    /// The model.
+    pub model: Llama,
+    /// Its adapter's values.
+    pub params: ParamStore,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Tokens that it is to hold.
+    pub context: usize,
 }
 
 /// How tokens are chosen. The defaults of some are the command's.

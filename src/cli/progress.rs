@@ -11,6 +11,14 @@ pub fn counted(total: u64, what: &str) -> ProgressBar {
     bar
 }
 
+/// A bar that counts parts of a long job, with the time left.
+pub fn timed(total: u64, what: &str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+    bar.set_style(style("{prefix} {wide_bar} {pos}/{len} · {eta} left"));
+    bar.set_prefix(what.to_string());
+    bar
+}
+
 /// The bar of a training run: step, loss, learning rate, tokens a second, time left, memory.
 pub fn training(total: u64) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());

@@ -7,7 +7,7 @@ use super::block::{Block, BlockContext};
 use super::decode::Workspace;
 use super::llama::Llama;
 use super::pass::{Pass, Rows};
-use crate::ops::attention::{self, CacheView, RowAttention};
+use crate::ops::attention::{self, AttentionShape, CacheView, RowAttention};
 use crate::ops::linear;
 use crate::ops::rope::{self, Direction};
 use crate::ops::{rms_norm, swiglu, Matrix};
@@ -16,6 +16,8 @@ use crate::ops::{rms_norm, swiglu, Matrix};
 pub struct KvCache {
     keys: Vec<Vec<f32>>,
     values: Vec<Vec<f32>>,
+    /// Key-value heads of a layer.
+    heads: usize,
     capacity: usize,
     len: usize,
     pub(super) workspace: Workspace,
@@ -28,7 +30,8 @@ impl KvCache {
         let size = shape.kv_heads * capacity * shape.head_dim;
         let layers = model.blocks.len();
         let empty = || vec![vec![0.0; size]; layers];
-        KvCache { keys: empty(), values: empty(), capacity, len: 0, workspace: Workspace::default() }
+        let (keys, values) = (empty(), empty());
+        KvCache { keys, values, heads: shape.kv_heads, capacity, len: 0, workspace: Workspace::default() }
     }
 
     /// Tokens in the cache.
@@ -71,15 +74,55 @@ impl KvCache {
         self.len += rows;
     }
 
+    /// Cached attention of one layer: the rows `k`, `v` `[n, kv_heads*head_dim]` are written behind the first `past`
+    /// ones, and the queries `q` `[n, heads*head_dim]` attend to all of these; `out` is like `q`.
+    pub(super) fn attend(
+        &mut self,
+        shape: AttentionShape,
+        (layer, past): (usize, usize),
+        [q, k, v]: [&[f32]; 3],
+        out: &mut [f32],
+    ) {
+        let (keys, values) = (&mut self.keys[layer], &mut self.values[layer]);
+        KvCache::store(keys, k, shape.kv_heads, self.capacity, past);
+        KvCache::store(values, v, shape.kv_heads, self.capacity, past);
+        attention::cached_forward(shape, q, CacheView { keys, values, capacity: self.capacity, past }, out);
+    }
+
     /// Writes the rows of `source [n, kv_heads*head_dim]` behind the first `past` rows of each head.
-    fn store(target: &mut [f32], source: &Matrix, kv_heads: usize, capacity: usize, past: usize) {
-        let head_dim = source.cols() / kv_heads;
+    fn store(target: &mut [f32], source: &[f32], kv_heads: usize, capacity: usize, past: usize) {
+        let head_dim = target.len() / kv_heads / capacity;
         for (head, target) in target.chunks_mut(capacity * head_dim).enumerate() {
-            for row in 0..source.rows() {
-                let from = &source.row(row)[head * head_dim..(head + 1) * head_dim];
+            for (row, source) in source.chunks(kv_heads * head_dim).enumerate() {
+                let from = &source[head * head_dim..(head + 1) * head_dim];
                 target[(past + row) * head_dim..(past + row + 1) * head_dim].copy_from_slice(from);
             }
         }
+    }
+
+    /// Takes over the first `len` rows of another cache of the same model.
+    pub fn copy_beginning(&mut self, from: &KvCache, len: usize) {
+        assert!(len <= from.len && len <= self.capacity, "{len} of {} rows, {} fit", from.len, self.capacity);
+        let layers = self.keys.iter_mut().zip(&from.keys).chain(self.values.iter_mut().zip(&from.values));
+        for (target, source) in layers {
+            let (to_head, from_head) = (target.len() / self.heads, source.len() / self.heads);
+            let rows = to_head / self.capacity * len;
+            for (target, source) in target.chunks_mut(to_head).zip(source.chunks(from_head)) {
+                target[..rows].copy_from_slice(&source[..rows]);
+            }
+        }
+        self.len = len;
+    }
+
+    /// Bytes that a token takes in a cache of `model`.
+    pub fn bytes_per_token(model: &Llama) -> usize {
+        2 * model.blocks.len() * model.config.kv_width() * size_of::<f32>()
+    }
+
+    /// Says that the first `len` rows are those of the sequence.
+    pub(super) fn set_len(&mut self, len: usize) {
+        assert!(len <= self.capacity, "{len} rows, {} fit", self.capacity);
+        self.len = len;
     }
 }
 
@@ -99,7 +142,9 @@ impl Llama {
         let context = self.context(pass, Rows { ids, positions: &positions, segments: &[] });
         let mut x = self.embed(pass, ids);
         for (layer, block) in self.blocks.iter().enumerate() {
-            block.forward_cached(&context, &mut x, layer, cache);
+            block.forward_cached(&context, &mut x, &mut |rows, out| {
+                cache.attend(context.shape, (layer, cache.len), rows, out);
+            });
         }
         cache.len += ids.len();
         let mut last = pass.arena.matrix(1, x.cols());
@@ -108,11 +153,14 @@ impl Llama {
     }
 }
 
+/// Attention of one layer: given the queries, keys and values of new rows, it fills in what they attend to.
+pub(super) type Attend<'a> = dyn FnMut([&[f32]; 3], &mut [f32]) + 'a;
+
 impl Block {
-    /// The block on new rows `x [n,H]`, in place.
-    fn forward_cached(&self, context: &BlockContext<'_>, x: &mut Matrix, layer: usize, cache: &mut KvCache) {
+    /// The block on new rows `x [n,H]`, in place. `attend` is given their queries, keys and values.
+    pub(super) fn forward_cached(&self, context: &BlockContext<'_>, x: &mut Matrix, attend: &mut Attend<'_>) {
         let (pass, arena, shape) = (context.pass, context.pass.arena, context.shape);
-        let (rows, past) = (x.rows(), cache.len);
+        let rows = x.rows();
         let mut normed = arena.matrix(rows, x.cols());
         let mut inv_rms = arena.matrix(rows, 1);
         rms_norm::forward(x, self.input_norm.view(pass.params), context.eps, &mut normed, &mut inv_rms);
@@ -125,12 +173,9 @@ impl Block {
         let (mut q, mut k, v) = (project(&self.q, &normed), project(&self.k, &normed), project(&self.v, &normed));
         rope::apply(&mut q, shape.heads, context.positions, context.rope, Direction::Forward);
         rope::apply(&mut k, shape.kv_heads, context.positions, context.rope, Direction::Forward);
-        KvCache::store(&mut cache.keys[layer], &k, shape.kv_heads, cache.capacity, past);
-        KvCache::store(&mut cache.values[layer], &v, shape.kv_heads, cache.capacity, past);
 
         let mut attended = arena.matrix(rows, q.cols());
-        let view = CacheView { keys: &cache.keys[layer], values: &cache.values[layer], capacity: cache.capacity, past };
-        attention::cached_forward(shape, &q, view, &mut attended);
+        attend([&q, &k, &v], &mut attended);
         let delta = project(&self.o, &attended);
         let weight = self.post_norm.view(pass.params);
         rms_norm::add_forward(x, &delta, weight, context.eps, &mut normed, &mut inv_rms);

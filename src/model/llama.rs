@@ -115,7 +115,7 @@ impl Llama {
     }
 
     /// The final norm: normalised hidden states `[T,H]` and the inverse root mean squares `[T,1]`.
-    fn final_norm(&self, pass: &Pass<'_>, last: &Matrix) -> (Matrix, Matrix) {
+    pub(super) fn final_norm(&self, pass: &Pass<'_>, last: &Matrix) -> (Matrix, Matrix) {
         let mut normed = pass.arena.matrix(last.rows(), last.cols());
         let mut inv_rms = pass.arena.matrix(last.rows(), 1);
         let eps = self.config.rms_norm_eps as f32;
@@ -123,7 +123,7 @@ impl Llama {
         (normed, inv_rms)
     }
 
-    fn head_view<'a>(&'a self, pass: &'a Pass<'_>) -> Head<'a> {
+    pub(super) fn head_view<'a>(&'a self, pass: &'a Pass<'_>) -> Head<'a> {
         Head { weight: self.head_weight().view(pass.params), compute: pass.compute }
     }
 

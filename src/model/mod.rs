@@ -5,6 +5,7 @@ pub mod cache;
 #[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
 mod decode;
+pub mod extend;
 pub mod gguf;
 mod head;
 pub mod hf_config;
@@ -20,6 +21,7 @@ pub mod weights;
 
 pub use block::Keep;
 pub use cache::KvCache;
+pub use extend::Extension;
 pub use hf_config::ModelConfig;
 pub use llama::{Batch, Llama};
 pub use load::{load, LoadOptions, Method, TensorSource};

@@ -3,7 +3,7 @@
 use super::gguf::{is_gguf, Gguf};
 use super::hf_config::ModelConfig;
 use super::load::TensorSource;
-use super::weights::Checkpoint;
+use super::weights::{quick_hash, Checkpoint};
 use crate::data::template::Template;
 use crate::data::tokenize::Tokenizer;
 use crate::error::{Error, Result};
@@ -41,6 +41,25 @@ impl OpenModel {
         match &self.storage {
             Storage::Folder(checkpoint) => checkpoint,
             Storage::Gguf(gguf) => gguf.as_ref(),
+        }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A hash of the weights that takes little time beside loading them, as `KIND HEX`.
+    ///
+    /// Errors: files that cannot be read.
+    pub fn hash(&self) -> Result<String> {
+        match &self.storage {
+            Storage::Folder(checkpoint) => quick_hash(checkpoint),
+            Storage::Gguf(_) => {
+                let mut hasher = blake3::Hasher::new();
+                hasher.update_mmap_rayon(&self.path).map_err(|error| Error::io(&self.path, "read", error))?;
+                Ok(format!("file {}", hasher.finalize().to_hex()))
+            }
         }
     }
 

@@ -381,6 +381,22 @@ pub fn base_hash(checkpoint: &Checkpoint, depth: HashDepth) -> Result<String> {
     Ok(all.finalize().to_hex().to_string())
 }
 
+/// Checkpoints up to this size are hashed whole where time matters, larger ones by samples.
+const HASHED_WHOLE: u64 = 2 << 30;
+
+/// A hash of a checkpoint that takes little time beside loading it; says how it was made.
+pub fn quick_hash(checkpoint: &Checkpoint) -> Result<String> {
+    let mut bytes = 0u64;
+    for name in checkpoint.names() {
+        bytes += checkpoint.get(name)?.bytes.len() as u64;
+    }
+    let (depth, kind) = match bytes <= HASHED_WHOLE {
+        true => (HashDepth::Full, "whole"),
+        false => (HashDepth::Sampled, "sampled"),
+    };
+    Ok(format!("{kind} {}", base_hash(checkpoint, depth)?))
+}
+
 fn tensor_hash(name: &str, tensor: &RawTensor, depth: HashDepth) -> blake3::Hash {
     const SAMPLES: usize = 16;
     const SAMPLE: usize = 4096;

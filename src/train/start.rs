@@ -20,14 +20,11 @@ use crate::data::DataConfig;
 use crate::device;
 use crate::error::{Error, Result};
 use crate::model::random::RandomWeights;
-use crate::model::weights::{base_hash, HashDepth};
+use crate::model::weights::quick_hash;
 use crate::model::{self, Checkpoint, Keep, LoadOptions, ModelConfig, TensorSource};
 use crate::ops::{Arena, Gradients};
 use std::path::Path;
 use std::sync::Arc;
-
-/// Bases up to this size are hashed whole at the start, larger ones by samples.
-const HASHED_WHOLE: u64 = 2 << 30;
 
 /// What a run trains on and measures itself by.
 pub struct Corpora {
@@ -239,17 +236,4 @@ pub(super) fn count_steps(config: &RunConfig, batches: &Batches) -> u64 {
         (0, tokens) => batches.steps_for_rows(tokens, accumulation),
         (steps, _) => steps,
     }
-}
-
-/// A hash of the base that takes little time beside loading it; says how it was made.
-pub(super) fn quick_hash(checkpoint: &Checkpoint) -> Result<String> {
-    let mut bytes = 0u64;
-    for name in checkpoint.names() {
-        bytes += checkpoint.get(name)?.bytes.len() as u64;
-    }
-    let (depth, kind) = match bytes <= HASHED_WHOLE {
-        true => (HashDepth::Full, "whole"),
-        false => (HashDepth::Sampled, "sampled"),
-    };
-    Ok(format!("{kind} {}", base_hash(checkpoint, depth)?))
 }

@@ -1,0 +1,168 @@
+//! `eval --as`: one model in every form that people run it in.
+
+use super::super::model_args::ModelArgs;
+use super::super::{output, progress};
+use super::{session, table, EvalArgs};
+use crate::adapter::peft;
+use crate::error::{Error, Result};
+use crate::eval::forms::against;
+use crate::eval::run::Measured;
+use crate::eval::Evaluator;
+use crate::export::merge::{merge_folder, MergeJob};
+use crate::export::SHARD_BYTES;
+use crate::model::{Method, OpenModel};
+use serde_json::{json, Value};
+use std::path::{Path, PathBuf};
+
+/// A form to run a model in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum FormArg {
+    /// The base as it is stored, the adapter beside it.
+    Base,
+    /// The base in NF4, the adapter beside it.
+    Nf4,
+    /// The adapter merged into the base.
+    Merged,
+    /// The merged model quantised to NF4 again.
+    Nf4Again,
+}
+
+impl FormArg {
+    fn name(self) -> &'static str {
+        match self {
+            FormArg::Base => "base",
+            FormArg::Nf4 => "nf4",
+            FormArg::Merged => "merged",
+            FormArg::Nf4Again => "nf4-again",
+        }
+    }
+}
+
+/// Runs `eval --as`.
+pub fn run(args: &EvalArgs, model: &ModelArgs) -> Result<()> {
+    if !args.task.is_empty() {
+        return Err(Error::usage("--as measures text: --task has no part in it").hint("leave --task out"));
+    }
+    let targets = session::targets(args)?;
+    let opened = model.open()?;
+    let trained = trained_form(model)?;
+    let workshop = Workshop::new(args, model, &opened)?;
+    let reference = workshop.make(trained)?;
+    output::note(&format!("reference: {}, the form it was trained in", trained.name()));
+    let mut rows = Vec::new();
+    for &form in &args.forms {
+        let made = if form == trained { None } else { Some(workshop.make(form)?) };
+        for target in &targets {
+            let (job, _) = session::text_job(args, target, &reference)?;
+            let bar = progress::timed(job.examples.len() as u64, &format!("{} as {}", job.name, form.name()));
+            let measured = against(&reference, made.as_ref().unwrap_or(&reference), &job.examples, &mut |done, _| {
+                bar.set_position(done as u64);
+                true
+            });
+            bar.finish_and_clear();
+            if let Some((measured, _)) = measured? {
+                rows.push((job.name.clone(), form, measured));
+            }
+        }
+    }
+    let json = json!({"reference": trained.name(), "rows": rows.iter().map(row_json).collect::<Vec<Value>>()});
+    super::print(args, &json, &text(&rows));
+    Ok(())
+}
+
+/// A text, a form, and its numbers.
+type Row = (String, FormArg, Vec<Measured>);
+
+fn row_json((name, form, measured): &Row) -> Value {
+    let mut row = json!({"text": name, "form": form.name()});
+    for Measured { metric, value, interval } in measured {
+        let interval = interval.map(|interval| [interval.low, interval.high]);
+        row[metric.name] = json!({"value": value, "interval_95": interval});
+    }
+    row
+}
+
+fn text(rows: &[Row]) -> String {
+    let mut cells =
+        vec![["text", "form", "bits_per_byte", "kl_per_token", "same_likeliest"].map(String::from).to_vec()];
+    for (name, form, measured) in rows {
+        let numbers = measured.iter().map(|measured| format!("{:.5}", measured.value));
+        cells.push([name.clone(), form.name().into()].into_iter().chain(numbers).collect());
+    }
+    table::align(&cells, 2)
+}
+
+/// The form that the adapter was trained in, or the model itself.
+fn trained_form(model: &ModelArgs) -> Result<FormArg> {
+    let adapter = model.adapter.as_deref().map(peft::read).transpose()?;
+    let method = adapter.and_then(|adapter| Some(adapter.provenance?.method));
+    Ok(if model.nf4 || method == Some(Method::Qlora) { FormArg::Nf4 } else { FormArg::Base })
+}
+
+/// Makes forms of one model.
+struct Workshop<'a> {
+    args: &'a EvalArgs,
+    model: &'a ModelArgs,
+    base: PathBuf,
+    /// Where a merged model lies, made when it is first needed.
+    folder: tempfile::TempDir,
+}
+
+impl<'a> Workshop<'a> {
+    fn new(args: &'a EvalArgs, model: &'a ModelArgs, opened: &OpenModel) -> Result<Workshop<'a>> {
+        let place = match &args.out {
+            Some(out) => {
+                std::fs::create_dir_all(out).map_err(|error| Error::io(out, "make the folder", error))?;
+                out.clone()
+            }
+            None => std::env::temp_dir(),
+        };
+        let folder = tempfile::tempdir_in(&place).map_err(|error| Error::io(&place, "write into", error))?;
+        Ok(Workshop { args, model, base: opened.path().to_owned(), folder })
+    }
+
+    fn make(&self, form: FormArg) -> Result<Evaluator> {
+        let model = match form {
+            FormArg::Base => ModelArgs { nf4: false, ..self.model.clone() },
+            FormArg::Nf4 => ModelArgs { nf4: true, ..self.model.clone() },
+            FormArg::Merged | FormArg::Nf4Again => {
+                let merged = self.merged()?;
+                let model = merged.display().to_string();
+                ModelArgs { model, adapter: None, nf4: form == FormArg::Nf4Again, ..self.model.clone() }
+            }
+        };
+        session::evaluator(self.args, &model, &model.open()?)
+    }
+
+    /// The merged model's folder.
+    fn merged(&self) -> Result<PathBuf> {
+        let Some(adapter) = &self.model.adapter else {
+            return Err(Error::usage("without --adapter there is nothing to merge"));
+        };
+        let out = self.folder.path().join("merged");
+        if !out.exists() {
+            merge(&self.base, adapter, &out)?;
+        }
+        Ok(out)
+    }
+}
+
+fn merge(base: &Path, adapter: &Path, out: &Path) -> Result<()> {
+    let job = MergeJob {
+        base: base.into(),
+        adapter: adapter.into(),
+        out: out.into(),
+        dtype: None,
+        shard_bytes: SHARD_BYTES,
+        any_base: false,
+        dequantize_base: false,
+    };
+    let bar = progress::counted(0, "merging");
+    let summary = merge_folder(&job, &mut |done, total, _| {
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+    });
+    bar.finish_and_clear();
+    summary?.warnings.iter().for_each(|warning| output::warning(warning));
+    Ok(())
+}

@@ -1,0 +1,221 @@
+//! `eval` as a person runs it: texts, choices, open questions, going on, comparing, forms, wrong input.
+
+mod support;
+
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+use support::{configuration, fail, succeed, workspace};
+
+/// Choices in the form of XCOPA.
+fn write_choices(path: &Path, count: usize) {
+    let line = |index: usize| {
+        let (label, question) = (index % 2, if index.is_multiple_of(3) { "cause" } else { "effect" });
+        format!(
+            "{{\"premise\": \"Il cane numero {index} corre.\", \"choice1\": \"È sera.\", \"choice2\": \"La luna sale \
+             {index}.\", \"question\": \"{question}\", \"label\": {label}, \"idx\": {index}}}\n"
+        )
+    };
+    fs::write(path, (0..count).map(line).collect::<String>()).unwrap();
+}
+
+fn json(folder: &Path, arguments: &[&str]) -> Value {
+    serde_json::from_str(&succeed(folder, &[arguments, &["--json"]].concat())).unwrap()
+}
+
+fn value(results: &Value, task: &str, metric: &str) -> f64 {
+    results["tasks"][task]["metrics"][metric]["value"].as_f64().unwrap_or_else(|| panic!("{task} {metric}: {results}"))
+}
+
+#[test]
+fn bits_per_byte_are_those_of_training() {
+    let folder = workspace();
+    let root = folder.path();
+    support::italian(&root.join("other.jsonl"), 9);
+    configuration(root, "t", "[[evaluation]]\nname = \"other\"\npaths = [\"other.jsonl\"]\n");
+    succeed(root, &["train", "t.toml"]);
+    let log = fs::read_to_string(root.join("runs/t/log.jsonl")).unwrap();
+    let rows: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let logged: Vec<f64> = rows
+        .iter()
+        .filter(|row| row["event"] == "eval" && row["set"] == "other")
+        .map(|row| row["bits_per_byte"].as_f64().unwrap())
+        .collect();
+    let measure = ["eval", "--model", "model", "--nf4", "--text", "other.jsonl", "--window", "64", "--stride", "64"];
+    let before = value(&json(root, &measure), "text", "bits_per_byte");
+    let after = value(&json(root, &[&measure[..], &["--adapter", "runs/t/adapter"]].concat()), "text", "bits_per_byte");
+    assert!((before / logged[0] - 1.0).abs() < 1e-5, "{before}, while training {}", logged[0]);
+    assert!((after / logged[logged.len() - 1] - 1.0).abs() < 1e-4, "{after}, while training {logged:?}");
+    assert!(after < before);
+}
+
+#[test]
+fn an_evaluation_goes_on_where_it_was_and_is_compared() {
+    let folder = workspace();
+    let root = folder.path();
+    write_choices(&root.join("x.jsonl"), 40);
+    configuration(root, "t", "");
+    succeed(root, &["train", "t.toml"]);
+    let asked = ["--text", "it=data.jsonl", "--task", "xcopa_it=x.jsonl", "--shots", "2"];
+    let base = [&["eval", "--model", "model", "--out", "out/base"], &asked[..]].concat();
+    let first = json(root, &base);
+    let answers = root.join("out/base/xcopa_it.answers.jsonl");
+    let whole = fs::read(&answers).unwrap();
+    assert_eq!(whole.iter().filter(|byte| **byte == b'\n').count(), 41);
+    fs::write(&answers, &whole[..whole.len() / 3]).unwrap();
+    assert_eq!(json(root, &base), first, "the same numbers");
+    assert_eq!(fs::read(&answers).unwrap().len(), whole.len());
+    assert_eq!(first["tasks"]["it"]["units"], 120, "documents");
+    for (task, metric) in [("it", "bits_per_byte"), ("it", "perplexity"), ("xcopa_it", "acc")] {
+        let measured = &first["tasks"][task]["metrics"][metric];
+        let ends = measured["interval_95"].as_array().unwrap();
+        assert!(
+            ends[0].as_f64().unwrap() <= value(&first, task, metric) && measured["value"].as_f64() <= ends[1].as_f64(),
+            "{measured}"
+        );
+    }
+    let table = succeed(root, &base);
+    assert!(table.contains("bits_per_byte") && table.contains("xcopa_it"), "{table}");
+
+    let other = fail(root, &[&["eval", "--model", "model", "--no-bos", "--out", "out/base"], &asked[..]].concat(), 1);
+    assert!(other.contains("another model") && other.contains("bos"), "{other}");
+    let shots = ["eval", "--model", "model", "--out", "out/base", "--task", "xcopa_it=x.jsonl"];
+    let other = fail(root, &shots, 1);
+    assert!(other.contains("shots: 2 then, 0 now"), "{other}");
+
+    let adapted = ["eval", "--model", "model", "--adapter", "runs/t/adapter", "--out", "out/adapted"];
+    succeed(root, &[&adapted, &asked[..]].concat());
+    let stored = json(root, &["eval", "--compare", "out/base", "out/adapted"]);
+    let bits = &stored["rows"][0];
+    assert_eq!((bits["name"].as_str(), bits["metric"].as_str()), (Some("it"), Some("bits_per_byte")));
+    assert!(
+        bits["difference"]["value"].as_f64().unwrap() < 0.0
+            && bits["difference"]["p_bootstrap"].as_f64().unwrap() < 0.01
+    );
+    let acc = stored["rows"].as_array().unwrap().iter().find(|row| row["metric"] == "acc").unwrap();
+    assert!(acc["mcnemar"]["p"].is_number());
+    let now = json(root, &[&["eval", "--model", "model", "--compare", "model", "runs/t/adapter"], &asked[..]].concat());
+    assert_eq!(now, stored, "measured now and read from folders");
+}
+
+#[test]
+fn one_model_in_every_form() {
+    let folder = workspace();
+    let root = folder.path();
+    configuration(root, "t", "");
+    succeed(root, &["train", "t.toml"]);
+    let all = ["--as", "nf4,base,merged,nf4-again", "--text", "data.jsonl", "--limit", "8"];
+    let found = json(root, &[&["eval", "--model", "model", "--adapter", "runs/t/adapter"], &all[..]].concat());
+    assert_eq!(found["reference"], "nf4", "qlora was trained on NF4");
+    let kl = |row: usize| found["rows"][row]["kl_per_token"]["value"].as_f64().unwrap();
+    assert!(kl(0) < 1e-9, "the reference itself");
+    assert!(kl(1) > 1e-6 && (kl(1) / kl(2) - 1.0).abs() < 0.05, "merging an f32 model changes nothing: {found}");
+    assert!(kl(3) > 1e-6);
+    let without = fail(root, &[&["eval", "--model", "model"], &all[..]].concat(), 2);
+    assert!(without.contains("nothing to merge"), "{without}");
+}
+
+#[test]
+fn open_questions_are_answered_with_and_without_a_template() {
+    let folder = workspace();
+    let root = folder.path();
+    let squad = r#"{"data": [{"paragraphs": [{"context": "Il cane corre nel prato.", "qas": [
+        {"id": "a", "question": "Chi corre?", "answers": [{"text": "Il cane", "answer_start": 0}]},
+        {"id": "b", "question": "Dove?", "answers": [{"text": "nel prato", "answer_start": 14}]}]}]}]}"#;
+    fs::write(root.join("squad.json"), squad).unwrap();
+    for template in ["none", "extremita"] {
+        let out = format!("out-{template}");
+        let arguments =
+            ["eval", "--model", "model", "--task", "squad_it=squad.json", "--template", template, "--out", &out];
+        let results = json(root, &arguments);
+        assert_eq!(results["tasks"]["squad_it"]["questions"], 2);
+        assert_eq!(results["tasks"]["squad_it"]["template"], template);
+        assert!((0.0..=1.0).contains(&value(&results, "squad_it", "f1")));
+        let answers = fs::read_to_string(root.join(&out).join("squad_it.answers.jsonl")).unwrap();
+        assert_eq!(answers.matches("\"text\"").count(), 2, "{answers}");
+    }
+    let shots = ["eval", "--model", "model", "--task", "squad_it=squad.json", "--shots", "1"];
+    let refused = fail(root, &shots, 2);
+    assert!(refused.contains("--template none"), "{refused}");
+    succeed(root, &[&shots[..], &["--template", "none"]].concat());
+}
+
+#[test]
+fn wrong_input_is_named() {
+    let folder = workspace();
+    let root = folder.path();
+    let model = ["eval", "--model", "model"];
+    let refused = |arguments: &[&str], code: i32, part: &str| {
+        let error = fail(root, &[&model[..], arguments].concat(), code);
+        assert!(error.contains(part), "{arguments:?}: {error}");
+    };
+    refused(&[], 2, "nothing to evaluate");
+    refused(&["--task", "xcopa_ti=x.jsonl"], 2, "did you mean `xcopa_it`");
+    refused(&["--task", "xcopa_it"], 2, "NAME=FILE");
+    refused(&["--task", "xcopa_it=missing.jsonl"], 1, "missing.jsonl");
+    refused(&["--text", "data.jsonl", "--text", "data.jsonl"], 2, "given twice");
+    refused(&["--text", "data.jsonl", "--window", "8", "--stride", "9"], 2, "--stride 9");
+    refused(&["--text", "data.jsonl", "--window", "100000"], 2, "--window 100000");
+    refused(&["--text", "data.jsonl", "--limit", "0"], 2, "--limit 0");
+    refused(&["--compare", "model", "nowhere"], 2, "no results of an evaluation");
+    let lines = [
+        (
+            "{\"premise\": \"A.\", \"choice1\": \"B\", \"choice2\": \"C\", \"question\": \"why\", \"label\": 0}",
+            "`cause`",
+        ),
+        (
+            "{\"premise\": \"A.\", \"choice1\": \"B\", \"choice2\": \"C\", \"question\": \"cause\", \"label\": 2}",
+            "2 choices",
+        ),
+        ("{\"premise\": \"A.\", \"choice1\": \"B\", \"question\": \"cause\", \"label\": 1}", "choice2"),
+        ("{\"premise\": ", "x.jsonl:1: broken JSON"),
+        ("7", "no JSON object"),
+        ("", "no example"),
+    ];
+    for (line, part) in lines {
+        fs::write(root.join("x.jsonl"), line).unwrap();
+        refused(&["--task", "xcopa_it=x.jsonl"], 1, part);
+    }
+    write_choices(&root.join("x.jsonl"), 3);
+    refused(&["--task", "xcopa_it=x.jsonl", "--shots", "3"], 2, "4 examples are needed");
+    let missing = fail(root, &["eval", "--text", "data.jsonl"], 2);
+    assert!(missing.contains("--model"), "{missing}");
+    let list = succeed(root, &["eval", "--list"]);
+    assert!(list.contains("m_mmlu_it") && list.contains("acc_norm"), "{list}");
+}
+
+/// The published forms of each file, with one record each.
+#[test]
+fn every_published_form_is_read() {
+    let folder = workspace();
+    let root = folder.path();
+    let files = [
+        (
+            "arc_it",
+            r#"[{"id": "A/1", "instruction": "Che cosa [sic] è?", "option_a": "uno", "option_b": "due", "option_c": "tre", "option_d": "quattro", "option_e": "", "answer": "B"}]"#,
+        ),
+        (
+            "hellaswag_it",
+            r#"{"ind": 4, "activity_label": "Sport", "ctx_a": "Un uomo corre.", "ctx_b": "poi LUI", "endings": ["cade", "salta [x]", "ride", "dorme"], "label": "1"}"#,
+        ),
+        (
+            "m_mmlu_it",
+            r#"{"id": "algebra/1", "instruction": " Quanto? ", "option_a": "1", "option_b": "2", "option_c": "3", "option_d": "4", "answer": "D"}"#,
+        ),
+        ("lambada_it", r#"{"text": "Il cane corre nel prato"}"#),
+        (
+            "belebele_ita",
+            r#"{"flores_passage": "Un passo.", "question": "Chi? ", "mc_answer1": "a", "mc_answer2": "b", "mc_answer3": "c", "mc_answer4": "d", "correct_answer_num": "2"}"#,
+        ),
+        (
+            "exams_it",
+            r#"{"id": "x", "question": {"stem": "Che cosa?", "choices": [{"text": "uno", "label": "A"}, {"text": "due", "label": "B"}]}, "answerKey": "B"}"#,
+        ),
+    ];
+    for (task, text) in files {
+        let file = format!("{task}.json");
+        fs::write(root.join(&file), text).unwrap();
+        let results = json(root, &["eval", "--model", "model", "--task", &format!("{task}={file}")]);
+        assert_eq!(results["tasks"][task]["questions"], 1, "{task}");
+    }
+}
