@@ -11,7 +11,7 @@
 //! [`train`] is the step and the loop around it;
 //! [`export`] writes models: merged, quantised, sharded;
 //! [`generate`] continues text;
-//! [`bench`] measures, [`cli`] is the command line.
+//! [`report`] is the page about a run, [`bench`] measures, [`cli`] is the command line.
 //!
 //! Below them, [`ops`] are the operations of the step, forward and backward; [`quant`] is NF4, the 4-bit format of the
 //! frozen base; [`device`] and [`error`] stand below everything.
@@ -30,4 +30,5 @@ pub mod model;
 pub mod ops;
 pub mod optim;
 pub mod quant;
+pub mod report;
 pub mod train;

@@ -9,6 +9,7 @@ pub mod completions;
 pub mod data;
 pub mod diff;
 pub mod doctor;
+pub mod export;
 pub mod generate;
 pub mod hub;
 pub mod import;
@@ -20,6 +21,7 @@ pub mod plan;
 pub mod progress;
 pub mod quantize;
 pub mod quickstart;
+pub mod report;
 pub mod shell;
 pub mod train;
 pub mod version;
@@ -60,8 +62,12 @@ pub enum Command {
     Generate(generate::GenerateArgs),
     /// Write a model in 4-bit NF4, once; later runs start from it at once.
     Quantize(quantize::QuantizeArgs),
+    /// Write a model for other programs: a GGUF file for llama.cpp and Ollama.
+    Export(export::ExportArgs),
     /// Turn a GGUF model into a Hugging Face folder.
     Import(import::ImportArgs),
+    /// Write one HTML page about a run.
+    Report(report::ReportArgs),
     /// Print completions for a shell.
     Completions(completions::CompletionsArgs),
     /// Print the manual page.
@@ -100,7 +106,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
         Command::Chat(args) => chat::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Quantize(args) => quantize::run(args),
+        Command::Export(args) => export::run(args),
         Command::Import(args) => import::run(args),
+        Command::Report(args) => report::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Man => completions::man(),
         Command::Bench(args) => bench::run(args),
