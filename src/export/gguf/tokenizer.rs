@@ -67,7 +67,9 @@ impl Vocabulary {
                 vocabulary.tokens[id] = text.to_string();
                 vocabulary.roles[id] = role;
             }
-            _ => drop(beyond.insert(text.to_string())),
+            _ => {
+                beyond.insert(text.to_string());
+            }
         };
         for (text, id) in json["model"]["vocab"].as_object().into_iter().flatten() {
             let role = if byte_fallback && is_byte(text) { Role::Byte } else { Role::Normal };
