@@ -89,7 +89,8 @@ fn texts_of_the_run_are_only_text() {
         assert!(!html.replace("&lt;img src=x&gt;", "").contains(part), "{part}");
     }
     assert_eq!(html.matches("</pre>").count(), 1);
-    assert_eq!(html.matches("</title>").count(), 1);
+    let dots = html.matches("<circle").count();
+    assert_eq!(html.matches("</title>").count(), 1 + dots, "that of the page and of each point");
 }
 
 #[test]
