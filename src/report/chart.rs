@@ -11,7 +11,7 @@ const HEIGHT: f64 = 240.0;
 const LEFT: f64 = 58.0;
 const RIGHT: f64 = 14.0;
 const TOP: f64 = 10.0;
-const BOTTOM: f64 = 34.0;
+const BOTTOM: f64 = 40.0;
 /// Points of a line that are drawn: more than a screen has columns.
 const POINTS: usize = 800;
 
@@ -55,6 +55,7 @@ pub fn lines(title: &str, series: &[Series<'_>]) -> String {
             number(tick)
         );
     }
+    let _ = write!(svg, "<text class=\"y\" x=\"{}\" y=\"{}\">step</text>", WIDTH - RIGHT, HEIGHT - 2.0);
     for (index, points) in drawn.iter().enumerate() {
         svg.push_str(&line(&series[index], index, points, &x, &y));
     }
