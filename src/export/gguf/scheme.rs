@@ -126,7 +126,7 @@ fn wanted(name: &str, row: usize, config: &ModelConfig, file_type: FileType) -> 
         return matrix;
     }
     let more = layer_of(name).is_some_and(|layer| takes_more_bits(layer, config.layers));
-    if name.ends_with(".ffn_down.weight") && more || name.ends_with(".attn_v.weight") && more {
+    if more && (name.ends_with(".ffn_down.weight") || name.ends_with(".attn_v.weight")) {
         return BlockType::Q6_K;
     }
     // Eight heads of a 70B model share one value projection: a little more for it costs nearly nothing.
