@@ -151,7 +151,7 @@ pub const PROBES: [&str; 10] = [
     "C'era una volta, nell'anno 1234567890, un re; perché no? L'ha già DETTO: \"città\" — 12.345,67 €!",
     "I'm sure they'LL say we'Ve won, it's  THEIR'S\t\tx\r\n\r\n\n  indented\u{a0}text   ",
     "camelCase HTTPServer XMLHttpRequest2 été Ångström ǅungla ΑΒΓαβγ ЖЗИжзи",
-    "fn main() {\n    println!(\"{}\", a+b==c && d<=e);\n}\n\n\n/* x/y */ <=>^~|`$ §°#@_-",
+    "fn main() {\n    write!(\"{}\", a+b==c && d<=e);\n}\n\n\n/* x/y */ <=>^~|`$ §°#@_-",
     "日本語のテキスト 한국어 नमस्ते ไทย עברית العربية 🦙🇮🇹👩‍👩‍👧 e\u{301} ﬁ Ⅷ ½ ٣٤٥",
     "   tre spazi davanti e dietro   ",
     "                     ventuno, poi trentasette:                                     x",
