@@ -132,7 +132,7 @@ fn models(test: &str) -> Option<PathBuf> {
     asset("LLAMANTINO_TEST_MODELS", test)
 }
 
-/// LLaMA-2's own scores fall with the id, but for the runs of spaces, which all have the lowest.
+/// LLaMA-2's own scores fall with the id, but for the runs of spaces, which come last.
 #[test]
 fn llama_2_gets_scores_in_the_order_of_its_own() {
     let Some(models) = models("llama_2_gets_scores_in_the_order_of_its_own") else { return };
@@ -144,7 +144,7 @@ fn llama_2_gets_scores_in_the_order_of_its_own() {
     let is_run = |id: &usize| tokens[*id].chars().count() > 1 && tokens[*id].chars().all(|c| c == '▁');
     let (runs, others): (Vec<usize>, Vec<usize>) = (259..32000).partition(is_run);
     assert!(others.windows(2).all(|pair| scores[pair[0]] > scores[pair[1]]));
-    assert!(runs.len() == 14 && runs.iter().all(|&run| scores[run] == scores[259] && scores[run] < scores[29870]));
+    assert!(runs.len() == 15 && runs.iter().all(|&run| scores[run] < scores[29870]));
 }
 
 #[test]
