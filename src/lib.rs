@@ -12,7 +12,7 @@
 //! [`export`] writes models: merged, quantised, sharded;
 //! [`generate`] continues text;
 //! [`eval`] measures what a model knows: bits per byte, multiple choice, tasks in Italian;
-//! [`bench`] measures, [`cli`] is the command line.
+//! [`report`] is the page about a run, [`bench`] measures, [`cli`] is the command line.
 //!
 //! Below them, [`ops`] are the operations of the step, forward and backward; [`quant`] is NF4, the 4-bit format of the
 //! frozen base; [`device`] and [`error`] stand below everything.
@@ -32,4 +32,5 @@ pub mod model;
 pub mod ops;
 pub mod optim;
 pub mod quant;
+pub mod report;
 pub mod train;

@@ -1,6 +1,6 @@
 //! The layering rule: modules depend one way, and the top level holds what it should.
 //!
-//! cli → bench → {train, export, generate, eval} → {data, model, adapter, optim, checkpoint} → {ops, quant, config} →
+//! cli → {bench, report} → {train, export, generate, eval} → {data, model, adapter, optim, checkpoint} → {ops, quant, config} →
 //! {device, error}. `config` is the machinery that reads a file into sections; the sections live beside what they
 //! configure.
 
@@ -25,6 +25,7 @@ const LAYERS: &[(&str, u32)] = &[
     ("generate", 3),
     ("eval", 3),
     ("bench", 4),
+    ("report", 4),
     ("cli", 5),
 ];
 

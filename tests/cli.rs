@@ -432,3 +432,67 @@ fn held_out_text_is_chosen_by_content() {
     let twice = train("twice", "[\"more.jsonl\", \"data.jsonl\"]");
     assert!((once - twice).abs() < 0.5, "copies of a document fall on the same side");
 }
+
+#[test]
+fn a_gguf_file_is_the_merged_model_however_it_is_made() {
+    let folder = workspace();
+    let root = folder.path();
+    configuration(root, "first", "");
+    succeed(root, &["train", "first.toml"]);
+    succeed(root, &["merge", "--base", "model", "--adapter", "runs/first/adapter", "--out", "merged"]);
+    fs::create_dir(root.join("two")).unwrap();
+    succeed(root, &["export", "gguf", "--model", "merged", "--type", "f32", "--out", "it.gguf"]);
+    let from_base = ["export", "gguf", "--model", "model", "--adapter", "runs/first/adapter", "--type", "f32"];
+    succeed(root, &[&from_base[..], &["--out", "two/it.gguf"]].concat());
+    assert!(fs::read(root.join("it.gguf")).unwrap() == fs::read(root.join("two/it.gguf")).unwrap());
+    let prompt = ["--prompt", "il cane", "--max-tokens", "30"];
+    let text = |model: &str| succeed(root, &[&["generate", "--model", model], &prompt[..]].concat());
+    assert_eq!(text("it.gguf"), text("merged"));
+    let modelfile = fs::read_to_string(root.join("it.Modelfile")).unwrap();
+    assert_eq!(modelfile, "FROM ./it.gguf\nPARAMETER stop \"</s>\"\n");
+
+    // Rows of 64 and 96 are no whole number of K blocks: the types that are used instead are listed.
+    let small = ["export", "gguf", "--model", "merged", "--type", "q4_k_m", "--out", "small.gguf"];
+    let output = run(root, &[&small[..], &["--template", "llamantino-chat"]].concat());
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        output.status.success() && stderr.contains("2 x blk.N.ffn_gate.weight, rows of 64: Q4_K → Q5_0"),
+        "{stderr}"
+    );
+    assert!(!text("small.gguf").is_empty());
+    let modelfile = fs::read_to_string(root.join("small.Modelfile")).unwrap();
+    assert!(
+        modelfile.contains("[INST]<<SYS>>\n{{ $.System }}\n<</SYS>>")
+            && modelfile.contains("<<SYS>>\nSei un assistente")
+    );
+    fail(root, &small, 1);
+
+    let adapter = ["export", "adapter-gguf", "--model", "model", "--adapter", "runs/first/adapter", "--out", "a.gguf"];
+    succeed(root, &adapter);
+    assert!(fs::read(root.join("a.gguf")).unwrap().starts_with(b"GGUF"));
+    let stderr =
+        fail(root, &["export", "adapter-gguf", "--model", "model", "--adapter", "model", "--out", "b.gguf"], 1);
+    assert!(stderr.contains("adapter_config.json"), "{stderr}");
+    let stderr = fail(root, &["export", "gguf", "--model", "merged", "--out", "it.bin"], 2);
+    assert!(stderr.contains("expected a file name that ends in .gguf"), "{stderr}");
+}
+
+#[test]
+fn a_report_shows_the_run_and_samples_of_it() {
+    let folder = workspace();
+    let root = folder.path();
+    configuration(root, "r", "");
+    succeed(root, &["train", "r.toml", "--set", "training.checkpoint_every=3"]);
+    succeed(root, &["report", "runs/r", "--prompt", "il <b>", "--max-tokens", "5"]);
+    let page = fs::read_to_string(root.join("runs/r/report.html")).unwrap();
+    assert!(page.contains("how “il &lt;b&gt;” goes on") && page.contains("<b>base</b>"));
+    assert!(page.contains("<b>step 3</b>") && page.contains("<b>result</b>") && !page.contains("<b>step 6</b>"));
+    assert_eq!(fs::read_to_string(root.join("runs/r/samples.jsonl")).unwrap().lines().count(), 3);
+    // Without a prompt the samples stay; a page is replaced, another file is not.
+    succeed(root, &["report", "runs/r"]);
+    assert!(fs::read_to_string(root.join("runs/r/report.html")).unwrap().contains("<b>step 3</b>"));
+    let stderr = fail(root, &["report", "runs/r", "--out", "r.toml"], 1);
+    assert!(stderr.contains("exists already and is no report"), "{stderr}");
+    let stderr = fail(root, &["report", "model"], 1);
+    assert!(stderr.contains("hint: expected the folder of a run"), "{stderr}");
+}

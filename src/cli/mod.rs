@@ -10,6 +10,7 @@ pub mod data;
 pub mod diff;
 pub mod doctor;
 pub mod eval;
+pub mod export;
 pub mod generate;
 pub mod hub;
 pub mod import;
@@ -21,6 +22,7 @@ pub mod plan;
 pub mod progress;
 pub mod quantize;
 pub mod quickstart;
+pub mod report;
 pub mod shell;
 pub mod train;
 pub mod version;
@@ -63,8 +65,12 @@ pub enum Command {
     Eval(eval::EvalArgs),
     /// Write a model in 4-bit NF4, once; later runs start from it at once.
     Quantize(quantize::QuantizeArgs),
+    /// Write a model for other programs: a GGUF file for llama.cpp and Ollama.
+    Export(export::ExportArgs),
     /// Turn a GGUF model into a Hugging Face folder.
     Import(import::ImportArgs),
+    /// Write one HTML page about a run.
+    Report(report::ReportArgs),
     /// Print completions for a shell.
     Completions(completions::CompletionsArgs),
     /// Print the manual page.
@@ -104,7 +110,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
         Command::Generate(args) => generate::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Quantize(args) => quantize::run(args),
+        Command::Export(args) => export::run(args),
         Command::Import(args) => import::run(args),
+        Command::Report(args) => report::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Man => completions::man(),
         Command::Bench(args) => bench::run(args),

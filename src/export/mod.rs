@@ -1,10 +1,11 @@
 //! Writing models: sharded safetensors ([`safetensors`](mod@safetensors)), whole folders that appear at once
 //! ([`folder`]), the NF4 form of a model ([`quantize`](mod@quantize)), an adapter folded into it ([`merge`]), what a
-//! tuned model changes in its base ([`diff`]), and GGUF files as folders ([`import`]).
+//! tuned model changes in its base ([`diff`]), GGUF files out ([`gguf`]) and as folders ([`import`]).
 
 pub mod diff;
 pub mod folder;
 pub mod full;
+pub mod gguf;
 pub mod import;
 pub mod merge;
 pub mod quantize;

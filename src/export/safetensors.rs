@@ -357,7 +357,7 @@ fn begin_write_back(file: &File, start: u64, len: u64) {
 }
 
 /// Hash of the whole file, after checking that everything from `start` on is what was written.
-fn read_back(file: &File, start: usize, expected: &blake3::Hash, path: &Path) -> Result<String> {
+pub(super) fn read_back(file: &File, start: usize, expected: &blake3::Hash, path: &Path) -> Result<String> {
     // SAFETY: the file was made by this process under a temporary name that nobody else writes to.
     let map = unsafe { memmap2::Mmap::map(file) }.map_err(|e| Error::io(path, "read back", e))?;
     let hash_from = |start: usize| {
@@ -373,7 +373,7 @@ fn read_back(file: &File, start: usize, expected: &blake3::Hash, path: &Path) ->
     Ok(whole.to_hex().to_string())
 }
 
-fn hash(hasher: &mut blake3::Hasher, bytes: &[u8]) {
+pub(super) fn hash(hasher: &mut blake3::Hasher, bytes: &[u8]) {
     if bytes.len() < 1 << 17 {
         hasher.update(bytes);
     } else {

@@ -6,13 +6,13 @@
 
 use crate::checkpoint::Measured;
 use crate::error::{Error, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 /// One line of the log.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
 pub enum Row {
     /// After an optimizer step.
@@ -38,7 +38,7 @@ pub enum Row {
 }
 
 /// An optimizer step.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepRow {
     /// From 1.
     pub step: u64,
@@ -57,7 +57,7 @@ pub struct StepRow {
 }
 
 /// An evaluation of a held-out set.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EvalRow {
     /// Optimizer steps done before it.
     pub step: u64,

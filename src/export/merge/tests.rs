@@ -1,8 +1,10 @@
 //! Merged folders: right values in every dtype, and nothing merged that should not be.
 
 use super::*;
-use crate::adapter::peft::{CONFIG_FILE, PROVENANCE_FILE, TENSOR_FILE};
+use crate::adapter::peft::{CONFIG_FILE, EMBEDDING, HEAD, PROVENANCE_FILE, TENSOR_FILE};
 use crate::export::quantize_folder;
+use crate::export::safetensors::TensorSpec;
+use crate::model::StoredDtype;
 use crate::ops::testing::{assert_same_in_every_pool, normal};
 use crate::ops::Bytes;
 use crate::quant::QuantConfig;

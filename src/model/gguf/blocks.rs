@@ -4,9 +4,10 @@
 //! (x = d·q, x = d·q + m, or two levels of scales in the K types). The arithmetic is candle's, in f32. Reference: ggml's
 //! `ggml-common.h`.
 
+use super::values;
 use crate::quant::SourceDtype;
-use candle_core::quantized::GgmlDType;
-use candle_core::CpuStorage;
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{CpuStorage, Device, Tensor};
 use std::borrow::Cow;
 
 /// A type that tensors are stored in and that can be read.
@@ -14,6 +15,27 @@ use std::borrow::Cow;
 pub struct BlockType(GgmlDType);
 
 impl BlockType {
+    /// Plain floats.
+    pub const F32: BlockType = BlockType(GgmlDType::F32);
+    /// IEEE half precision.
+    pub const F16: BlockType = BlockType(GgmlDType::F16);
+    /// bfloat16.
+    pub const BF16: BlockType = BlockType(GgmlDType::BF16);
+    /// 32 values in 4 bits with one scale.
+    pub const Q4_0: BlockType = BlockType(GgmlDType::Q4_0);
+    /// 32 values in 5 bits with one scale.
+    pub const Q5_0: BlockType = BlockType(GgmlDType::Q5_0);
+    /// 32 values in 5 bits with scale and minimum.
+    pub const Q5_1: BlockType = BlockType(GgmlDType::Q5_1);
+    /// 32 values in 8 bits with one scale.
+    pub const Q8_0: BlockType = BlockType(GgmlDType::Q8_0);
+    /// 256 values in 4 bits, scales and minima in 6.
+    pub const Q4_K: BlockType = BlockType(GgmlDType::Q4K);
+    /// 256 values in 5 bits, scales and minima in 6.
+    pub const Q5_K: BlockType = BlockType(GgmlDType::Q5K);
+    /// 256 values in 6 bits, scales in 8.
+    pub const Q6_K: BlockType = BlockType(GgmlDType::Q6K);
+
     /// The type of this number in the format.
     pub fn of(number: u32) -> Result<BlockType, String> {
         use GgmlDType::*;
@@ -39,6 +61,28 @@ impl BlockType {
                 ));
             }
         }))
+    }
+
+    /// The number of the type in the format.
+    pub fn number(self) -> u32 {
+        use GgmlDType::*;
+        match self.0 {
+            F32 => 0,
+            F16 => 1,
+            Q4_0 => 2,
+            Q4_1 => 3,
+            Q5_0 => 6,
+            Q5_1 => 7,
+            Q8_0 => 8,
+            Q8_1 => 9,
+            Q2K => 10,
+            Q3K => 11,
+            Q4K => 12,
+            Q5K => 13,
+            Q6K => 14,
+            Q8K => 15,
+            BF16 => 30,
+        }
     }
 
     /// The dtype of values that are stored one by one, as floats; `None` for blocks.
@@ -98,6 +142,26 @@ impl BlockType {
             Ok(_) => Err(format!("{}: the values are not f32", self.name())),
             Err(error) => Err(format!("{}: {error}", self.name())),
         }
+    }
+
+    /// Writes f32 values as whole blocks of this type into `out`, which has their length.
+    ///
+    /// Errors: a value that the type has no room for.
+    pub fn from_f32(self, values: &[f32], out: &mut [u8]) -> Result<(), String> {
+        assert!(values.len().is_multiple_of(self.values()) && out.len() == self.bytes_of(values.len()));
+        if let Some(dtype) = self.plain() {
+            return values::write(values, dtype, out);
+        }
+        // Scales are half floats and at most the largest value.
+        if let Some(value) = values.iter().find(|value| value.abs() > f32::from(half::f16::MAX)) {
+            return Err(format!("the value {value} does not fit in {}", self.name()));
+        }
+        let quantised = Tensor::from_slice(values, values.len(), &Device::Cpu)
+            .and_then(|values| QTensor::quantize(&values, self.0))
+            .map_err(|error| format!("{}: {error}", self.name()))?;
+        let bytes = quantised.data().map_err(|error| format!("{}: {error}", self.name()))?;
+        out.copy_from_slice(&bytes);
+        Ok(())
     }
 }
 

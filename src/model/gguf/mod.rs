@@ -17,7 +17,10 @@ mod values;
 
 pub use blocks::BlockType;
 pub use file::GgufFile;
+pub use names::{layout, Place};
+pub use rope::{llama3_divisors, FREQUENCIES};
 pub use tokenizer::TokenizerFiles;
+pub use values::checkpoint_row;
 
 use super::hf_config::ModelConfig;
 use super::load::TensorSource;

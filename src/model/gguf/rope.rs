@@ -9,10 +9,12 @@
 use super::file::GgufFile;
 use super::values::Form;
 use crate::error::Result;
+use crate::ops::rope::{RopeConfig, RopeScaling};
 use crate::quant::SourceDtype;
 use serde_json::{json, Value};
 
-const FREQUENCIES: &str = "rope_freqs.weight";
+/// The tensor of divisors.
+pub const FREQUENCIES: &str = "rope_freqs.weight";
 /// What an f32 tensor may differ from the divisors computed here, relatively.
 const TOLERANCE: f64 = 1e-4;
 
@@ -57,6 +59,23 @@ pub fn scaling(file: &GgufFile, prefix: &str, head_dim: usize) -> Result<Value> 
     }
 }
 
+/// The divisors that say a LLaMA 3 scaling, one for each frequency; none for another scaling.
+pub fn llama3_divisors(rope: &RopeConfig) -> Option<Vec<f32>> {
+    let RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } =
+        rope.scaling
+    else {
+        return None;
+    };
+    let context = original_max_position_embeddings as f64;
+    let llama3 = Llama3 { factor, low: low_freq_factor, high: high_freq_factor, context };
+    let divisor = |i| llama3.divisor(wavelength(rope.theta, i, rope.head_dim)) as f32;
+    Some((0..rope.head_dim / 2).map(divisor).collect())
+}
+
+fn wavelength(theta: f64, frequency: usize, head_dim: usize) -> f64 {
+    std::f64::consts::TAU * theta.powf(2.0 * frequency as f64 / head_dim as f64)
+}
+
 fn divisors(file: &GgufFile, head_dim: usize) -> Result<Option<Vec<f64>>> {
     let Some(info) = file.tensor(FREQUENCIES) else { return Ok(None) };
     if info.shape != [head_dim / 2] {
@@ -86,10 +105,8 @@ fn from_divisors(divisors: &[f64], theta: f64, head_dim: usize) -> Option<Value>
     contexts
         .filter_map(|context| {
             let llama3 = Llama3 { factor, low: 1.0, high: 4.0, context: context as f64 };
-            let fits = (0..divisors.len()).all(|i| {
-                let wavelength = std::f64::consts::TAU * theta.powf(2.0 * i as f64 / head_dim as f64);
-                (divisors[i] / llama3.divisor(wavelength) - 1.0).abs() < TOLERANCE
-            });
+            let fits = (0..divisors.len())
+                .all(|i| (divisors[i] / llama3.divisor(wavelength(theta, i, head_dim)) - 1.0).abs() < TOLERANCE);
             fits.then(|| {
                 json!({
                     "rope_type": "llama3",

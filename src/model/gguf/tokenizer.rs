@@ -5,8 +5,8 @@
 //! (`llama`, see [`sentencepiece`]). Invariant: the `tokenizers` crate reads the JSON, and every token has its id.
 //! Control tokens (type 3) become special added tokens, user-defined ones (type 4) plain added tokens.
 
-mod byte_level;
-mod sentencepiece;
+pub mod byte_level;
+pub mod sentencepiece;
 
 use super::config::TokenIds;
 use super::file::GgufFile;
@@ -29,12 +29,18 @@ pub struct TokenizerFiles {
 
 /// What a token is for, by its number in `tokenizer.ggml.token_type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Role {
-    Normal,
+pub enum Role {
+    /// A piece of text.
+    Normal = 1,
+    /// What stands for text that no token covers.
     Unknown,
+    /// Never text.
     Control,
+    /// Cut out of text before anything else.
     UserDefined,
+    /// A row of the embedding without a token.
     Unused,
+    /// One byte.
     Byte,
 }
 

@@ -111,21 +111,28 @@ impl Rows {
         }
         Source::Gathered(Bytes::filled((end - start) * self.bytes, |out| {
             for (row, out) in (start..end).zip(out.chunks_exact_mut(self.bytes)) {
-                let from = self.file_row(row) * self.bytes;
+                let from = file_row(row, self.head) * self.bytes;
                 out.copy_from_slice(&file[from..from + self.bytes]);
             }
         }))
     }
+}
 
-    fn file_row(&self, row: usize) -> usize {
-        let (first, within) = (row / self.head * self.head, row % self.head);
-        let pairs = self.head / 2;
-        first + 2 * (within % pairs) + within / pairs
-    }
+/// Where the checkpoint's row lies in the file, for heads of `head` rows.
+fn file_row(row: usize, head: usize) -> usize {
+    let (first, within) = (row / head * head, row % head);
+    let pairs = head / 2;
+    first + 2 * (within % pairs) + within / pairs
+}
+
+/// Which row of the checkpoint is the file's `row`, for heads of `head` rows.
+pub fn checkpoint_row(row: usize, head: usize) -> usize {
+    let (first, within) = (row / head * head, row % head);
+    first + within / 2 + within % 2 * (head / 2)
 }
 
 /// Writes f32 values as little-endian `dtype`.
-fn write(values: &[f32], dtype: SourceDtype, out: &mut [u8]) -> Result<(), Flaw> {
+pub(super) fn write(values: &[f32], dtype: SourceDtype, out: &mut [u8]) -> Result<(), Flaw> {
     match dtype {
         SourceDtype::F32 => {
             for (out, value) in out.chunks_exact_mut(4).zip(values) {

@@ -57,8 +57,15 @@ fn pre(name: &str) -> Option<Pre> {
     Some(Pre { cut, whole })
 }
 
+/// Every way of cutting that has a name: the name to write, `pre_tokenizer` of tokenizer.json, and whether a piece that
+/// is a token is taken whole.
+pub fn named_cuts() -> impl Iterator<Item = (&'static str, Value, bool)> {
+    let names = ["llama-bpe", "smollm", "gpt-2", "qwen2", "tekken", "dbrx", "default"];
+    names.into_iter().filter_map(|name| pre(name).map(|pre| (name, pre_tokenizer(&pre.cut), pre.whole)))
+}
+
 /// The parts of tokenizer.json. Errors: an unknown cut, merges that make no token.
-pub fn parts(file: &GgufFile, vocabulary: &Vocabulary, notes: &mut Vec<String>) -> Result<Parts> {
+pub(super) fn parts(file: &GgufFile, vocabulary: &Vocabulary, notes: &mut Vec<String>) -> Result<Parts> {
     let name = match file.text(KEY)? {
         Some(name) => name,
         None => {

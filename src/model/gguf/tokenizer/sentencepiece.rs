@@ -17,7 +17,7 @@ const SCORES: &str = "tokenizer.ggml.scores";
 const LONGEST_PIECE: usize = 512;
 
 /// The parts of tokenizer.json. Errors: no scores, or not one for each token; text normalisation that is not known here.
-pub fn parts(file: &GgufFile, vocabulary: &Vocabulary) -> Result<Parts> {
+pub(super) fn parts(file: &GgufFile, vocabulary: &Vocabulary) -> Result<Parts> {
     refuse_normalisation(file)?;
     let prefix = file.flag("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
     let unknown = unknown(file, vocabulary)?;
@@ -88,24 +88,46 @@ fn merges(file: &GgufFile, vocabulary: &Vocabulary) -> Result<Vec<String>> {
     let normal = |id: u32| vocabulary.roles[id as usize] == Role::Normal;
     let pieces: HashMap<&str, u32> =
         vocabulary.ids.iter().filter(|(_, &id)| normal(id)).map(|(piece, &id)| (piece.as_str(), id)).collect();
-    let mut merges = Vec::new();
-    for (&piece, &id) in &pieces {
-        if piece.len() > LONGEST_PIECE {
-            let expected = format!("pieces of at most {LONGEST_PIECE} bytes");
-            return Err(
-                file.error(format!("tokenizer.ggml.tokens: entry {id}: expected {expected}, found {}", piece.len()))
-            );
-        }
-        for (at, _) in piece.char_indices().skip(1) {
-            let (left, right) = piece.split_at(at);
-            if let (Some(&left_id), Some(&right_id)) = (pieces.get(left), pieces.get(right)) {
-                merges.push((scores[id as usize], left_id, right_id, left, right));
-            }
-        }
+    if let Some((piece, id)) = pieces.iter().find(|(piece, _)| piece.len() > LONGEST_PIECE) {
+        let expected = format!("pieces of at most {LONGEST_PIECE} bytes");
+        return Err(
+            file.error(format!("tokenizer.ggml.tokens: entry {id}: expected {expected}, found {}", piece.len()))
+        );
     }
+    let splits = splits(&pieces);
+    let score = |split: &Split<'_>| scores[split.whole as usize];
+    let mut merges: Vec<_> =
+        splits.into_iter().map(|split| (score(&split), split.ids.0, split.ids.1, split.left, split.right)).collect();
     if let Some((.., left, right)) = merges.iter().find(|(.., left, right)| left.contains(' ') || right.contains(' ')) {
         return Err(file.error(format!("tokenizer.ggml.tokens: a piece with a space in it: {left:?}{right:?}")));
     }
     merges.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2))));
     Ok(merges.into_iter().map(|(.., left, right)| format!("{left} {right}")).collect())
+}
+
+/// A piece as two other pieces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Split<'a> {
+    /// Id of the piece.
+    pub whole: u32,
+    /// Ids of the two.
+    pub ids: (u32, u32),
+    /// Text of the first.
+    pub left: &'a str,
+    /// Text of the second.
+    pub right: &'a str,
+}
+
+/// Every way to make a piece of two: what SentencePiece may join.
+pub fn splits<'a>(pieces: &HashMap<&'a str, u32>) -> Vec<Split<'a>> {
+    let mut splits = Vec::new();
+    for (&piece, &whole) in pieces {
+        for (at, _) in piece.char_indices().skip(1) {
+            let (left, right) = piece.split_at(at);
+            if let (Some(&left_id), Some(&right_id)) = (pieces.get(left), pieces.get(right)) {
+                splits.push(Split { whole, ids: (left_id, right_id), left, right });
+            }
+        }
+    }
+    splits
 }
