@@ -12,7 +12,7 @@ use llamantino::train::recompute::Recompute;
 use llamantino::train::run::{self, RunOptions};
 use llamantino::train::RunConfig;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tiny_run::{assert_same, finish, go, outcome, stop_after, Said, Tiny};
 
 /// Interrupts a run after each of its steps in turn and compares with the uninterrupted one.
@@ -291,6 +291,26 @@ fn other_data_or_another_base_are_refused() {
     let (result, _) = go(&config, Beginning::Auto, &|_| None);
     let error = result.unwrap_err();
     assert!(error.message().contains("the base model is not what it was"), "{error}");
+}
+
+#[test]
+fn an_adapter_of_another_base_is_refused() {
+    let tiny = Tiny::new();
+    let short = |name: &str, adapter: Option<&Path>| {
+        let mut config = RunConfig { adapter: adapter.map(Path::to_path_buf), ..tiny.config(name) };
+        config.training.steps = 1;
+        config
+    };
+    let adapter = finish(&short("first", None)).result;
+    finish(&short("second", Some(&adapter)));
+    tiny.zero_weights();
+    let refused = |name: &str| go(&short(name, Some(&adapter)), Beginning::Auto, &|_| None).0.unwrap_err();
+    let error = refused("third");
+    assert!(error.message().contains("not the base of the adapter, which was trained on"), "{error}");
+    assert!(error.hint_text().unwrap().contains("llamantino.json"));
+    // Of an adapter without the file nothing is known: the run gets as far as a base of zeros lets it.
+    fs::remove_file(adapter.join("llamantino.json")).unwrap();
+    assert!(refused("fourth").message().contains("gradient is zero"));
 }
 
 #[test]

@@ -10,7 +10,7 @@ use super::metrics::{EvalRow, Log};
 use super::run::{Observer, Run};
 use super::step::{Engine, StepSettings};
 use super::tensorboard::EventFile;
-use crate::adapter::peft;
+use crate::adapter::peft::{self, Provenance};
 use crate::checkpoint::Restored;
 use crate::data::batch::{evaluation_batches, BatchCursor, BatchSettings, Batches, MicroBatch};
 use crate::data::corpus::TokenizedCorpus;
@@ -109,6 +109,7 @@ impl Run {
             false => {
                 let checkpoint = Checkpoint::open(model_folder)?;
                 let hash = quick_hash(&checkpoint)?;
+                check_adapter(config, &checkpoint, &hash)?;
                 (Box::new(checkpoint), hash)
             }
         };
@@ -180,6 +181,25 @@ fn check_same(what: &str, key: &str, now: &String, then: Option<(&Path, &String)
             Err(Error::file(path, text).hint(advice))
         }
         _ => Ok(()),
+    }
+}
+
+/// Refuses to go on with an adapter that was trained on another base, whose `hash` is [`quick_hash`]'s. Nothing is known
+/// of an adapter that was made elsewhere.
+fn check_adapter(config: &RunConfig, base: &Checkpoint, hash: &str) -> Result<()> {
+    let Some(folder) = &config.adapter else { return Ok(()) };
+    let file = folder.join(peft::PROVENANCE_FILE);
+    let Some(provenance) = Provenance::read(&file)? else { return Ok(()) };
+    let whole = match hash.strip_prefix("whole ") {
+        Some(hash) => hash.to_string(),
+        None => base_hash(base, HashDepth::Full)?,
+    };
+    match provenance.mismatch(Path::new(&config.model), &whole) {
+        None => Ok(()),
+        Some(what) => {
+            Err(Error::failed(what)
+                .hint(format!("let model name that base, or insist by moving {} away", file.display())))
+        }
     }
 }
 

@@ -108,10 +108,13 @@ pub fn read(folder: &Path) -> Result<PeftAdapter> {
             .hint("load it with PEFT and call save_pretrained(..., safe_serialization=True)"));
     }
     let file = Checkpoint::open(&path)?;
-    let (parts, saved) = sort_tensors(&file).map_err(|error| error.at(path.display()))?;
+    let place = path.display().to_string();
+    // What the file itself says names it already.
+    let at = |error: Error| if error.message().starts_with(&place) { error } else { error.at(&place) };
+    let (parts, saved) = sort_tensors(&file).map_err(at)?;
     let mut config = settings.lora;
     let linears = parts.into_iter().map(|(linear, parts)| {
-        let adapter = parts.check(&linear, &config).map_err(|error| error.at(path.display()))?;
+        let adapter = parts.check(&linear, &config).map_err(at)?;
         Ok((linear, adapter))
     });
     let linears: BTreeMap<_, _> = linears.collect::<Result<_>>()?;

@@ -39,8 +39,26 @@ impl Provenance {
         }
     }
 
+    /// What is wrong with `base`, whose weights have this hash (of all their bytes), as the base of the adapter; `None`
+    /// if nothing is.
+    pub fn mismatch(&self, base: &Path, hash: &str) -> Option<String> {
+        let short = |hash: &str| hash.get(..12).unwrap_or(hash).to_string();
+        (hash != self.base_hash).then(|| {
+            format!(
+                "{}: not the base of the adapter, which was trained on {} (hash {}, this one has {})",
+                base.display(),
+                self.base,
+                short(&self.base_hash),
+                short(hash)
+            )
+        })
+    }
+
     /// Reads the file; `None` where there is none.
-    pub(super) fn read(path: &Path) -> Result<Option<Provenance>> {
+    ///
+    /// # Errors
+    /// A file that is not what this program writes, or of a later version.
+    pub fn read(path: &Path) -> Result<Option<Provenance>> {
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),

@@ -98,25 +98,11 @@ pub(super) fn check_base(
         let warning = "no such file, so nothing tells whether the adapter was trained on this base";
         return Ok(vec![format!("{}: {warning}", file.display())]);
     };
-    let found = base_hash(checkpoint, HashDepth::Full)?;
-    if found == provenance.base_hash {
-        return Ok(Vec::new());
+    match provenance.mismatch(base, &base_hash(checkpoint, HashDepth::Full)?) {
+        None => Ok(Vec::new()),
+        Some(what) if any_base => Ok(vec![what]),
+        Some(what) => Err(Error::failed(what).hint("name that model as the base, or insist with --any-base")),
     }
-    let what = format!(
-        "{}: not the base of the adapter, which was trained on {} (hash {}, this one has {})",
-        base.display(),
-        provenance.base,
-        short(&provenance.base_hash),
-        short(&found)
-    );
-    match any_base {
-        true => Ok(vec![what]),
-        false => Err(Error::failed(what).hint("name that model as the base, or insist with --any-base")),
-    }
-}
-
-fn short(hash: &str) -> &str {
-    hash.get(..12).unwrap_or(hash)
 }
 
 /// Writes all tensors into `folder`; gives their bytes.
