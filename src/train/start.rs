@@ -20,7 +20,7 @@ use crate::data::DataConfig;
 use crate::device;
 use crate::error::{Error, Result};
 use crate::model::random::RandomWeights;
-use crate::model::weights::quick_hash;
+use crate::model::weights::{base_hash, quick_hash, HashDepth};
 use crate::model::{self, Checkpoint, Keep, LoadOptions, ModelConfig, TensorSource};
 use crate::ops::{Arena, Gradients};
 use std::path::Path;
