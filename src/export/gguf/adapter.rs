@@ -93,7 +93,7 @@ fn linears<'a>(config: &ModelConfig, adapter: &'a PeftAdapter) -> Result<Vec<(Pl
         names.push(name);
     }
     adapter.check_names(names.iter().map(String::as_str))?;
-    let places = layout(config);
+    let places = layout(config).collect::<Vec<_>>();
     let place = |weight: &str| places.iter().find(|place| place.name == weight).cloned();
     Ok(linears.into_iter().filter_map(|(weight, adapter)| Some((place(&weight)?, adapter))).collect())
 }

@@ -93,7 +93,7 @@ impl Scheme {
             }
             (place, found)
         };
-        let tensors = layout(config).into_iter().map(choose).collect();
+        let tensors = layout(config).map(choose).collect();
         Scheme { tensors, fallbacks }
     }
 

@@ -41,8 +41,9 @@ pub struct Place {
     pub heads: usize,
 }
 
-/// Every tensor of a model, in the model's order.
-pub fn layout(config: &ModelConfig) -> Vec<Place> {
+/// Every tensor of a model, in the model's order. They are named one at a time: the number of layers may come from a
+/// damaged file.
+pub fn layout(config: &ModelConfig) -> impl Iterator<Item = Place> + '_ {
     let (vocab, hidden) = (config.vocab_size, config.hidden_size);
     let outer = |name: &str, stored: &str, shape: &[usize]| Place {
         name: format!("{name}.weight"),
@@ -50,13 +51,12 @@ pub fn layout(config: &ModelConfig) -> Vec<Place> {
         shape: shape.to_vec(),
         heads: 0,
     };
-    let mut places = vec![outer("model.embed_tokens", "token_embd", &[vocab, hidden])];
-    places.extend((0..config.layers).flat_map(|layer| block(config, layer)));
-    places.push(outer("model.norm", "output_norm", &[hidden]));
-    if !config.tie_word_embeddings {
-        places.push(outer("lm_head", "output", &[vocab, hidden]));
-    }
-    places
+    let head = (!config.tie_word_embeddings).then(|| outer("lm_head", "output", &[vocab, hidden]));
+    [outer("model.embed_tokens", "token_embd", &[vocab, hidden])]
+        .into_iter()
+        .chain((0..config.layers).flat_map(|layer| block(config, layer)))
+        .chain([outer("model.norm", "output_norm", &[hidden])])
+        .chain(head)
 }
 
 fn block(config: &ModelConfig, layer: usize) -> Vec<Place> {
@@ -92,7 +92,7 @@ fn block(config: &ModelConfig, layer: usize) -> Vec<Place> {
 /// Every tensor of the model, in the model's order. Errors: one is missing, has another shape, or belongs to something
 /// that the engine does not compute.
 pub fn entries(file: &GgufFile, config: &ModelConfig, dtype: Option<SourceDtype>) -> Result<Vec<Entry>> {
-    let entries = layout(config).into_iter().map(|place| entry(file, place, dtype)).collect::<Result<Vec<_>>>()?;
+    let entries = layout(config).map(|place| entry(file, place, dtype)).collect::<Result<Vec<_>>>()?;
     let known: HashSet<&str> = entries.iter().map(|entry| entry.stored.as_str()).collect();
     let unknown = file.tensors().map(|(name, _)| name).find(|name| !known.contains(name) && !is_table(name));
     match unknown {
