@@ -8,6 +8,14 @@ use super::containers::Row;
 use super::{fields, Format, Record, Shape};
 use crate::data::template::Instruction;
 
+/// Characters of a text that are shown, in training as in evaluation: ExtremITA's limit.
+pub const INPUT_LIMIT: usize = 1200;
+
+/// What is shown of a text.
+pub fn input(text: &str) -> String {
+    text.trim_end().chars().take(INPUT_LIMIT).collect()
+}
+
 /// EVALITA rows.
 pub const EVALITA: Format = Format {
     name: "evalita",
@@ -53,7 +61,7 @@ fn parse(row: Row) -> Result<Record, String> {
     }
     let (instruction, response) =
         found.example(target.trim()).map_err(|what| format!("task {}: {what}", found.name))?;
-    Ok(Record::Instruction(Instruction { instruction, input: text.trim_end().to_owned(), response }))
+    Ok(Record::Instruction(Instruction { instruction, input: input(&text), response }))
 }
 
 #[cfg(test)]

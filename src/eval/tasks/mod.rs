@@ -1,6 +1,7 @@
 //! The tasks: one file each, and one line in [`TASKS`].
 
 pub mod choices;
+pub mod evalita;
 pub mod json;
 
 mod arc_it;
@@ -26,6 +27,27 @@ pub const TASKS: &[Task] = &[
     xcopa_it::TASK,
     exams_it::TASK,
     squad_it::TASK,
+    evalita::acti::A,
+    evalita::acti::B,
+    evalita::clinkart::TASK,
+    evalita::discotex::ONE,
+    evalita::discotex::TWO,
+    evalita::emit::A,
+    evalita::emit::B,
+    evalita::emotivita::TASK,
+    evalita::geolingit::TASK,
+    evalita::geolingit::REGION,
+    evalita::geolingit::PLACE,
+    evalita::yes_no::HASPEEDE,
+    evalita::yes_no::HODI_A,
+    evalita::hodi_b::TASK,
+    evalita::langlearn::TASK,
+    evalita::multifakedetective::TASK,
+    evalita::nermud::TASK,
+    evalita::politicit::TASK,
+    evalita::wicita::TASK,
+    evalita::wicita::TUTORIAL_ONE,
+    evalita::wicita::TUTORIAL_TWO,
 ];
 
 /// The task of that name.

@@ -79,6 +79,8 @@ fn what_no_task_knows_is_an_error() {
         assert!(error.contains(what), "{what}: {error}");
     }
     assert!(parse(row("haspeede", " ", "odio")).unwrap_err().contains("the text is empty"));
+    let Record::Instruction(long) = parse(row("haspeede", &"è".repeat(1300), "odio")).unwrap() else { panic!() };
+    assert_eq!(long.input.chars().count(), 1200, "ExtremITA's limit");
     let three = Row::Columns(["1", "haspeede", "testo"].map(str::to_owned).to_vec());
     assert!(parse(three).unwrap_err().contains("expected 4 columns (id, task, text, target), found 3"));
 }
