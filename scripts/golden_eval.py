@@ -69,6 +69,7 @@ def clean(text):
 def main():
     folder, name = os.path.split(os.path.abspath(sys.argv[1]))
     torch.set_grad_enabled(False)
+    torch.set_num_threads(1)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name)
     encode = lambda text: tokenizer(text, add_special_tokens=False).input_ids

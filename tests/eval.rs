@@ -1,11 +1,12 @@
-//! `eval` as a person runs it: texts, choices, open questions, going on, comparing, forms, wrong input.
+//! `eval` as a person runs it: texts, choices, open questions, going on, comparing, forms, wrong input — and, with the real
+//! model of `scripts/assets.sh`, the numbers of transformers (`tests/golden/eval`, made by `scripts/golden_eval.py`).
 
 mod support;
 
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
-use support::{configuration, fail, succeed, workspace};
+use support::{configuration, fail, skip, succeed, workspace};
 
 /// Choices in the form of XCOPA.
 fn write_choices(path: &Path, count: usize) {
@@ -104,13 +105,17 @@ fn one_model_in_every_form() {
     let root = folder.path();
     configuration(root, "t", "");
     succeed(root, &["train", "t.toml"]);
-    let all = ["--as", "nf4,base,merged,nf4-again", "--text", "data.jsonl", "--limit", "8"];
+    let all = ["--as", "nf4,base,merged,nf4-again,gguf-f16,gguf-q8_0,gguf", "--text", "data.jsonl", "--limit", "8"];
     let found = json(root, &[&["eval", "--model", "model", "--adapter", "runs/t/adapter"], &all[..]].concat());
     assert_eq!(found["reference"], "nf4", "qlora was trained on NF4");
     let kl = |row: usize| found["rows"][row]["kl_per_token"]["value"].as_f64().unwrap();
     assert!(kl(0) < 1e-9, "the reference itself");
     assert!(kl(1) > 1e-6 && (kl(1) / kl(2) - 1.0).abs() < 0.05, "merging an f32 model changes nothing: {found}");
     assert!(kl(3) > 1e-6);
+    let forms: Vec<&str> = (4..7).map(|row| found["rows"][row]["form"].as_str().unwrap()).collect();
+    assert_eq!(forms, ["gguf-f16", "gguf-q8_0", "gguf"]);
+    assert!(kl(4) > 1e-6 && (kl(4) / kl(2) - 1.0).abs() < 0.1, "16 bits change next to nothing: {found}");
+    assert!(kl(5) > 1e-6 && kl(6) > kl(5), "fewer bits, further away: {found}");
     let without = fail(root, &[&["eval", "--model", "model"], &all[..]].concat(), 2);
     assert!(without.contains("nothing to merge"), "{without}");
 }
@@ -218,4 +223,56 @@ fn every_published_form_is_read() {
         let results = json(root, &["eval", "--model", "model", "--task", &format!("{task}={file}")]);
         assert_eq!(results["tasks"][task]["questions"], 1, "{task}");
     }
+}
+
+#[test]
+fn the_real_model_gives_the_numbers_of_transformers() {
+    let Some(model) = std::env::var_os("LLAMANTINO_SMOLLM2") else {
+        return skip("eval against transformers", "LLAMANTINO_SMOLLM2");
+    };
+    let model = model.to_str().unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let golden: Value =
+        serde_json::from_slice(&fs::read(root.join("tests/golden/eval/smollm2.json")).unwrap()).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let arguments = [
+        "eval",
+        "--model",
+        model,
+        "--text",
+        "data/italian/held-out",
+        "--window",
+        "256",
+        "--stride",
+        "128",
+        "--task",
+        "hellaswag_it=tests/golden/eval/choices.jsonl",
+        "--out",
+        out.path().to_str().unwrap(),
+    ];
+    let results = json(root, &arguments);
+    let close = |found: f64, wanted: &Value, what: &str| {
+        let wanted = wanted.as_f64().unwrap();
+        assert!((found / wanted - 1.0).abs() < 1e-3, "{what}: {found}, transformers {wanted}");
+    };
+    close(value(&results, "text", "perplexity"), &golden["perplexity"], "perplexity");
+    close(value(&results, "text", "bits_per_byte"), &golden["bits_per_byte"], "bits per byte");
+    for metric in ["acc", "acc_norm"] {
+        assert_eq!(value(&results, "hellaswag_it", metric), golden[metric].as_f64().unwrap(), "{metric}");
+    }
+    let answers = fs::read_to_string(out.path().join("hellaswag_it.answers.jsonl")).unwrap();
+    let wanted = golden["log_likelihoods"].as_array().unwrap();
+    let mut worst = 0f64;
+    let mut count = 0;
+    for line in answers.lines().skip(1) {
+        let line: Value = serde_json::from_str(line).unwrap();
+        let index: usize = line["id"].as_str().unwrap().parse().unwrap();
+        let found = line["answer"]["choices"].as_array().unwrap();
+        for (found, wanted) in found.iter().zip(wanted[index].as_array().unwrap()) {
+            worst = worst.max((found.as_str().unwrap().parse::<f64>().unwrap() - wanted.as_f64().unwrap()).abs());
+            count += 1;
+        }
+    }
+    assert_eq!(count, 200);
+    assert!(worst < 1e-3, "the worst log-likelihood differs by {worst}");
 }

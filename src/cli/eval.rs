@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
     llamantino eval --model MODEL --task m_mmlu_it=test.jsonl --shots 5 --shots-from train.jsonl --limit 500\n  \
     llamantino eval --compare results/base results/adapted\n  \
     llamantino eval --model MODEL --text it=wiki_it/ --compare MODEL runs/NAME/adapter\n  \
-    llamantino eval --model MODEL --adapter runs/NAME/adapter --text wiki_it/ --as nf4,merged,nf4-again\n\n\
+    llamantino eval --model MODEL --adapter runs/NAME/adapter --text wiki_it/ --as nf4,merged,nf4-again,gguf\n\n\
     A stopped evaluation with --out goes on where it was when the same command is given again.")]
 pub struct EvalArgs {
     /// Which model.

@@ -8,6 +8,8 @@ use crate::error::{Error, Result};
 use crate::eval::forms::against;
 use crate::eval::run::Measured;
 use crate::eval::Evaluator;
+use crate::export::gguf::scheme::FileType;
+use crate::export::gguf::{export_gguf, GgufJob};
 use crate::export::merge::{merge_folder, MergeJob};
 use crate::export::SHARD_BYTES;
 use crate::model::{Method, OpenModel};
@@ -25,6 +27,13 @@ pub enum FormArg {
     Merged,
     /// The merged model quantised to NF4 again.
     Nf4Again,
+    /// A GGUF file as most people download them: Q4_K_M.
+    Gguf,
+    /// A GGUF file of type Q8_0.
+    #[value(name = "gguf-q8_0")]
+    GgufQ8,
+    /// A GGUF file of type F16.
+    GgufF16,
 }
 
 impl FormArg {
@@ -34,6 +43,19 @@ impl FormArg {
             FormArg::Nf4 => "nf4",
             FormArg::Merged => "merged",
             FormArg::Nf4Again => "nf4-again",
+            FormArg::Gguf => "gguf",
+            FormArg::GgufQ8 => "gguf-q8_0",
+            FormArg::GgufF16 => "gguf-f16",
+        }
+    }
+
+    /// What the matrices of a GGUF form are stored in.
+    fn gguf_type(self) -> Option<FileType> {
+        match self {
+            FormArg::Gguf => Some(FileType::Q4KM),
+            FormArg::GgufQ8 => Some(FileType::Q8_0),
+            FormArg::GgufF16 => Some(FileType::F16),
+            FormArg::Base | FormArg::Nf4 | FormArg::Merged | FormArg::Nf4Again => None,
         }
     }
 }
@@ -123,6 +145,10 @@ impl<'a> Workshop<'a> {
 
     fn make(&self, form: FormArg) -> Result<Evaluator> {
         let model = match form {
+            FormArg::Gguf | FormArg::GgufQ8 | FormArg::GgufF16 => {
+                let model = self.gguf(form)?.display().to_string();
+                ModelArgs { model, adapter: None, nf4: false, ..self.model.clone() }
+            }
             FormArg::Base => ModelArgs { nf4: false, ..self.model.clone() },
             FormArg::Nf4 => ModelArgs { nf4: true, ..self.model.clone() },
             FormArg::Merged | FormArg::Nf4Again => {
@@ -132,6 +158,33 @@ impl<'a> Workshop<'a> {
             }
         };
         session::evaluator(self.args, &model, &model.open()?)
+    }
+
+    /// The GGUF file of a form; the one before it is removed.
+    fn gguf(&self, form: FormArg) -> Result<PathBuf> {
+        let file_type = form.gguf_type().ok_or_else(|| Error::failed("not a form in GGUF"))?;
+        let folder = self.folder.path().join("gguf");
+        if folder.exists() {
+            std::fs::remove_dir_all(&folder).map_err(|error| Error::io(&folder, "remove", error))?;
+        }
+        std::fs::create_dir(&folder).map_err(|error| Error::io(&folder, "make the folder", error))?;
+        let job = GgufJob {
+            model: self.base.clone(),
+            adapter: self.model.adapter.clone(),
+            out: folder.join("model.gguf"),
+            file_type,
+            template: None,
+            any_base: false,
+            dequantize_base: false,
+        };
+        let bar = progress::counted(0, "exporting");
+        let summary = export_gguf(&job, &mut |done, total, _| {
+            bar.set_length(total as u64);
+            bar.set_position(done as u64);
+        });
+        bar.finish_and_clear();
+        summary?.warnings.iter().for_each(|warning| output::warning(warning));
+        Ok(job.out)
     }
 
     /// The merged model's folder.
