@@ -41,7 +41,8 @@ vocabs=${INTEROP_LLAMA_VOCABS:-}
 if [ -z "$vocabs" ]; then
   vocabs=$work/llama_cpp_python-0.3.16/vendor/llama.cpp/models
   [ -d "$vocabs" ] || {
-    "$llama" -m pip download --quiet --no-deps --no-build-isolation --no-binary=:all: llama-cpp-python==0.3.16 >&2 || true
+    python3 -m pip download --quiet --no-deps --disable-pip-version-check --no-binary llama-cpp-python \
+      llama-cpp-python==0.3.16 >&2
     tar -xzf llama_cpp_python-0.3.16.tar.gz
   }
 fi

@@ -97,4 +97,5 @@ def main():
     write(f"{out}/english.jsonl", documents(english, "en", set()))
 
 
-main()
+if __name__ == "__main__":
+    main()
