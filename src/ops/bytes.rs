@@ -1,7 +1,8 @@
 //! Bytes of a weight: owned, or a slice of a memory-mapped file that stays mapped while anyone reads it.
 
+use memmap2::MmapMut;
 use std::any::Any;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 /// Immutable bytes, cheap to clone.
@@ -12,6 +13,8 @@ pub struct Bytes(Inner);
 enum Inner {
     /// 64-bit words so that any element type up to 8 bytes is aligned; the length is in bytes.
     Owned(Arc<Vec<u64>>, usize),
+    /// Part of memory from the system, for bytes of several huge pages.
+    Pages(Arc<MmapMut>, Range<usize>),
     Mapped {
         _owner: Arc<dyn Any + Send + Sync>,
         pointer: *const u8,
@@ -31,9 +34,15 @@ impl Bytes {
     }
 
     /// `len` bytes written by `fill` into fresh aligned memory (zeroed before), without a copy.
+    ///
+    /// Large memory comes from the system, which clears each page when it is first written: the threads of `fill` share
+    /// that work, where the allocator would clear on the calling thread what it had lent before.
     pub fn filled(len: usize, fill: impl FnOnce(&mut [u8])) -> Bytes {
+        if let Some((mut pages, place)) = huge_pages(len) {
+            fill(&mut pages[place.clone()]);
+            return Bytes(Inner::Pages(Arc::new(pages), place));
+        }
         let mut words = vec![0u64; len.div_ceil(8)];
-        advise_huge(&words);
         // SAFETY: the words hold at least `len` bytes, and u8 has no alignment or validity demands.
         fill(unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast::<u8>(), len) });
         Bytes(Inner::Owned(Arc::new(words), len))
@@ -88,21 +97,20 @@ impl Bytes {
     }
 }
 
-/// Asks for huge pages behind fresh memory of several of them: filling it page by page costs more than what fills it.
-fn advise_huge(words: &[u64]) {
-    #[cfg(target_os = "linux")]
-    {
-        const HUGE: usize = 2 << 20;
-        let start = (words.as_ptr() as usize).next_multiple_of(HUGE);
-        let end = (words.as_ptr() as usize + size_of_val(words)) / HUGE * HUGE;
-        if start + HUGE < end {
-            // SAFETY: the range lies in memory that was just allocated; the advice changes no contents. Without huge
-            // pages it is only slower.
-            unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE) };
-        }
+/// Memory with a place for `len` bytes in it, on huge pages where that is worth it and the system grants it: filling it
+/// page by page costs more than what fills it. None: the allocator serves.
+fn huge_pages(len: usize) -> Option<(MmapMut, Range<usize>)> {
+    const HUGE: usize = 2 << 20;
+    if len < 2 * HUGE {
+        return None;
     }
-    #[cfg(not(target_os = "linux"))]
-    let _ = words;
+    // What is never touched, here up to the first border of a huge page, takes no memory.
+    let pages = MmapMut::map_anon(len + HUGE).ok()?;
+    let start = (pages.as_ptr() as usize).next_multiple_of(HUGE) - pages.as_ptr() as usize;
+    #[cfg(target_os = "linux")]
+    // Whole pages only, so that the last one takes no more than its bytes; a refusal makes it slower, no more.
+    let _ = pages.advise_range(memmap2::Advice::HugePage, start, len / HUGE * HUGE);
+    Some((pages, start..start + len))
 }
 
 impl Deref for Bytes {
@@ -111,6 +119,7 @@ impl Deref for Bytes {
         match &self.0 {
             // SAFETY: the words hold at least `len` bytes.
             Inner::Owned(words, len) => unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), *len) },
+            Inner::Pages(pages, place) => &pages[place.clone()],
             // SAFETY: the owner keeps the mapping alive as long as self.
             Inner::Mapped { pointer, len, .. } => unsafe { std::slice::from_raw_parts(*pointer, *len) },
         }

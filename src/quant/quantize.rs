@@ -94,7 +94,7 @@ impl Values<'_> {
     }
 
     /// Values `start .. stop`.
-    fn slice(&self, start: usize, stop: usize) -> Values<'_> {
+    pub(super) fn slice(&self, start: usize, stop: usize) -> Values<'_> {
         match self {
             Values::F32(values) => Values::F32(&values[start..stop]),
             Values::F16(bits) => Values::F16(&bits[start..stop]),
@@ -113,28 +113,37 @@ pub fn quantize(values: Values<'_>, rows: usize, cols: usize, config: QuantConfi
         crate::bail!("expected the {rows} x {cols} values of a weight, found {count} values");
     }
     let mut absmax = vec![0.0f32; count.div_ceil(config.block)];
-    let task = TASK_VALUES.next_multiple_of(config.block);
-    let mut first_bad = None;
+    let mut encoded = Ok(());
     let codes = Bytes::filled(count.div_ceil(2), |packed| {
-        let tasks = packed.par_chunks_mut(task / 2).zip(absmax.par_chunks_mut(task / config.block)).enumerate();
-        let encode = |(i, (packed, absmax)): (usize, (&mut [u8], &mut [f32]))| {
-            let start = i * task;
-            let values = values.slice(start, count.min(start + task));
-            kernels::encode(kernels::Blocks { values, block: config.block, absmax, packed })
-                .map(|within| start + within)
-        };
-        first_bad = tasks.filter_map(encode).min();
+        encoded = encode(values, cols, config.block, (packed, &mut absmax));
     });
-    if let Some(index) = first_bad {
-        return Err(Error::failed(format!(
+    encoded?;
+    let scales = if config.double { double_quantize(&absmax) } else { Scales::Plain(f32_bytes(&absmax)) };
+    Ok(Nf4Matrix { rows, cols, block: config.block, codes, scales, dtype: values.dtype() })
+}
+
+/// The codes (two to a byte) and the absmax of each block of `values`, rows of `cols`, into memory of their size.
+///
+/// Errors: a value that is not finite (its index named).
+pub fn encode(values: Values<'_>, cols: usize, block: usize, (packed, absmax): (&mut [u8], &mut [f32])) -> Result<()> {
+    let count = values.len();
+    assert!(packed.len() == count.div_ceil(2) && absmax.len() == count.div_ceil(block));
+    let task = TASK_VALUES.next_multiple_of(block);
+    let tasks = packed.par_chunks_mut(task / 2).zip(absmax.par_chunks_mut(task / block)).enumerate();
+    let encode = |(i, (packed, absmax)): (usize, (&mut [u8], &mut [f32]))| {
+        let start = i * task;
+        let values = values.slice(start, count.min(start + task));
+        kernels::encode(kernels::Blocks { values, block, absmax, packed }).map(|within| start + within)
+    };
+    match tasks.filter_map(encode).min() {
+        None => Ok(()),
+        Some(index) => Err(Error::failed(format!(
             "the value at flat index {index} (row {}, column {}) is not finite",
             index / cols,
             index % cols
         ))
-        .hint("the weights are damaged: fetch the model again"));
+        .hint("the weights are damaged: fetch the model again")),
     }
-    let scales = if config.double { double_quantize(&absmax) } else { Scales::Plain(f32_bytes(&absmax)) };
-    Ok(Nf4Matrix { rows, cols, block: config.block, codes, scales, dtype: values.dtype() })
 }
 
 /// The little-endian bytes of f32 values.

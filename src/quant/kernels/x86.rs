@@ -4,8 +4,9 @@
 //! midpoints, so that a bucket holds at most one: `code = base[bucket] + (y > midpoint[bucket])`. Both tables are two
 //! registers each. AVX2 encoding: a binary search over the 15 midpoints, four permuted comparisons.
 
-use super::{encode_with, Blocks, MIDPOINTS};
+use super::{encode_with, prefetch, Blocks, INFINITY_BITS, LEAST_ABSMAX, MIDPOINTS};
 use crate::quant::nf4::{SourceDtype, NF4_CODE};
+use crate::quant::quantize::Values;
 use std::arch::x86_64::*;
 use std::sync::LazyLock;
 
@@ -45,55 +46,113 @@ pub(super) fn encode_avx512(blocks: Blocks<'_>) -> Option<usize> {
             midpoint: [_mm512_loadu_ps(midpoint), _mm512_loadu_ps(midpoint.add(16))],
         }
     };
-    encode_with(
-        blocks,
-        |bits, out| widen_f16_avx512(bits, out),
-        |values, inverse, packed| codes_avx512(values, inverse, packed, &tables),
-    )
+    let Blocks { values, block, absmax, packed } = blocks;
+    let (full, whole) = (values.len() / block, values.len() / block * block);
+    let (absmax, last_absmax) = absmax.split_at_mut(full);
+    let (packed, last_packed) = packed.split_at_mut(whole / 2);
+    // SAFETY (of each load): `full_blocks_avx512` asks for sixteen values inside the slice.
+    let bad = match values {
+        Values::F32(values) => full_blocks_avx512(&values[..whole], block, (absmax, packed), &tables, |from| unsafe {
+            _mm512_loadu_ps(from)
+        }),
+        Values::F16(bits) => full_blocks_avx512(&bits[..whole], block, (absmax, packed), &tables, |from| unsafe {
+            _mm512_cvtph_ps(_mm256_loadu_epi16(from.cast()))
+        }),
+        Values::Bf16(bits) => full_blocks_avx512(&bits[..whole], block, (absmax, packed), &tables, |from| unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_epi16(from.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }),
+    };
+    let last = || {
+        let values = values.slice(whole, values.len());
+        let blocks = Blocks { values, block, absmax: last_absmax, packed: last_packed };
+        // Portable: no block of it is full.
+        encode_with(blocks, super::widen_f16_portable, super::codes_portable).map(|within| whole + within)
+    };
+    bad.or_else(last)
 }
 
+/// Full blocks of a multiple of 32 values, sixteen of which `load` reads as f32: once for the largest, once for the codes.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-fn widen_f16_avx512(bits: &[u16], out: &mut [f32]) {
-    let whole = bits.len() / 16 * 16;
-    for (bits, out) in bits.chunks_exact(16).zip(out.chunks_exact_mut(16)) {
-        // SAFETY: each chunk holds 16 values.
-        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), _mm512_cvtph_ps(_mm256_loadu_epi16(bits.as_ptr().cast()))) };
+fn full_blocks_avx512<T>(
+    values: &[T],
+    block: usize,
+    (absmax, packed): (&mut [f32], &mut [u8]),
+    tables: &BucketRegisters,
+    load: impl Fn(*const T) -> __m512,
+) -> Option<usize> {
+    let places = absmax.iter_mut().zip(packed.chunks_exact_mut(block / 2));
+    for (i, (values, (absmax, packed))) in values.chunks_exact(block).zip(places).enumerate() {
+        prefetch(values);
+        let mut largest = _mm512_setzero_si512();
+        for sixteen in values.chunks_exact(16) {
+            // Magnitudes order as their bits do, and NaN and infinity come out on top.
+            let bits = _mm512_castps_si512(load(sixteen.as_ptr()));
+            largest = _mm512_max_epu32(largest, _mm512_and_si512(bits, _mm512_set1_epi32(0x7fff_ffff)));
+        }
+        let largest = _mm512_reduce_max_epu32(largest);
+        if largest >= INFINITY_BITS {
+            return Some(i * block + first_not_finite(values, &load));
+        }
+        *absmax = f32::from_bits(largest);
+        let inverse = _mm512_set1_ps(1.0 / absmax.max(LEAST_ABSMAX));
+        let codes = |sixteen: &[T]| sixteen_codes(_mm512_mul_ps(load(sixteen.as_ptr()), inverse), tables);
+        let (values, rest) = values.as_chunks::<64>();
+        let (packed, packed_rest) = packed.split_at_mut(32 * values.len());
+        for (values, packed) in values.iter().zip(packed.chunks_exact_mut(32)) {
+            let quarters = [0, 16, 32, 48].map(|at| codes(&values[at..at + 16]));
+            // SAFETY: each chunk holds 32 bytes.
+            unsafe { _mm256_storeu_si256(packed.as_mut_ptr().cast(), packed_codes(quarters)) };
+        }
+        if rest.len() == 32 {
+            let zero = _mm512_setzero_si512();
+            let bytes = packed_codes([codes(&rest[..16]), codes(&rest[16..]), zero, zero]);
+            // SAFETY: half of 32 values are left, 16 bytes.
+            unsafe { _mm_storeu_si128(packed_rest.as_mut_ptr().cast(), _mm256_castsi256_si128(bytes)) };
+        }
     }
-    super::widen_f16_portable(&bits[whole..], &mut out[whole..]);
+    None
 }
 
-/// A full block: a multiple of 32 values.
-#[inline]
+/// Index of the first value of a block that is not finite.
+#[cold]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-fn codes_avx512(values: &[f32], inverse: f32, packed: &mut [u8], tables: &BucketRegisters) {
-    let inverse = _mm512_set1_ps(inverse);
-    for (values, packed) in values.chunks_exact(32).zip(packed.chunks_exact_mut(16)) {
-        let values = values.as_ptr();
-        // SAFETY: each chunk holds 32 values.
-        let (first, second) = unsafe { (_mm512_loadu_ps(values), _mm512_loadu_ps(values.add(16))) };
-        let first = sixteen_codes(_mm512_mul_ps(first, inverse), tables);
-        let second = sixteen_codes(_mm512_mul_ps(second, inverse), tables);
-        let codes = _mm256_set_m128i(_mm512_cvtepi32_epi8(second), _mm512_cvtepi32_epi8(first));
-        // 16 * even + odd in each 16-bit lane, then the low byte of each.
-        let bytes = _mm256_cvtepi16_epi8(_mm256_maddubs_epi16(codes, _mm256_set1_epi16(0x0110)));
-        // SAFETY: each chunk holds 16 bytes.
-        unsafe { _mm_storeu_si128(packed.as_mut_ptr().cast(), bytes) };
+fn first_not_finite<T>(values: &[T], load: &impl Fn(*const T) -> __m512) -> usize {
+    for (i, sixteen) in values.chunks_exact(16).enumerate() {
+        let magnitude = _mm512_abs_ps(load(sixteen.as_ptr()));
+        // Not below infinity: infinity itself, or NaN.
+        let bad = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(magnitude, _mm512_set1_ps(f32::INFINITY));
+        if bad != 0 {
+            return 16 * i + bad.trailing_zeros() as usize;
+        }
     }
+    0
 }
 
-/// One code in each 32-bit lane.
+/// One code in each 32-bit lane. `y` may be an ulp beyond ±1, which still falls into the first or last bucket.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
 fn sixteen_codes(y: __m512, tables: &BucketRegisters) -> __m512i {
-    // Rounding of 1 / absmax can carry y past 1 by an ulp: the bucket must not follow it.
-    let y = _mm512_max_ps(_mm512_min_ps(y, _mm512_set1_ps(1.0)), _mm512_set1_ps(-1.0));
     let half = _mm512_set1_ps(HALF);
     let bucket = _mm512_cvttps_epi32(_mm512_fmadd_ps(y, half, half));
     let base = _mm512_permutex2var_epi32(tables.base[0], bucket, tables.base[1]);
     let midpoint = _mm512_permutex2var_ps(tables.midpoint[0], bucket, tables.midpoint[1]);
-    let above = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(y, midpoint);
-    _mm512_mask_add_epi32(base, above, base, _mm512_set1_epi32(1))
+    // The sign of midpoint - y: set where y is above, and not where they are equal.
+    let above = _mm512_srli_epi32::<31>(_mm512_castps_si512(_mm512_sub_ps(midpoint, y)));
+    _mm512_add_epi32(base, above)
+}
+
+/// 64 codes, one in each 32-bit lane, to 16 * even + odd in 32 bytes.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+fn packed_codes([a, b, c, d]: [__m512i; 4]) -> __m256i {
+    // Within each 128-bit lane: four bytes of a, of b, of c, of d.
+    let codes = _mm512_packus_epi16(_mm512_packus_epi32(a, b), _mm512_packus_epi32(c, d));
+    let bytes = _mm512_cvtepi16_epi8(_mm512_maddubs_epi16(codes, _mm512_set1_epi16(0x0110)));
+    // Two bytes of each in four lanes become eight bytes of each.
+    let order = _mm256_setr_epi16(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm256_permutexvar_epi16(order, bytes)
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
