@@ -50,18 +50,25 @@ pub(super) fn encode_avx512(blocks: Blocks<'_>) -> Option<usize> {
     let (full, whole) = (values.len() / block, values.len() / block * block);
     let (absmax, last_absmax) = absmax.split_at_mut(full);
     let (packed, last_packed) = packed.split_at_mut(whole / 2);
-    // SAFETY (of each load): `full_blocks_avx512` asks for sixteen values inside the slice.
     let bad = match values {
-        Values::F32(values) => full_blocks_avx512(&values[..whole], block, (absmax, packed), &tables, |from| unsafe {
-            _mm512_loadu_ps(from)
-        }),
-        Values::F16(bits) => full_blocks_avx512(&bits[..whole], block, (absmax, packed), &tables, |from| unsafe {
-            _mm512_cvtph_ps(_mm256_loadu_epi16(from.cast()))
-        }),
-        Values::Bf16(bits) => full_blocks_avx512(&bits[..whole], block, (absmax, packed), &tables, |from| unsafe {
-            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_epi16(from.cast()));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
-        }),
+        Values::F32(values) => {
+            // SAFETY: `full_blocks_avx512` asks for sixteen values inside the slice (as below).
+            let load = |from: *const f32| unsafe { _mm512_loadu_ps(from) };
+            full_blocks_avx512(&values[..whole], block, (absmax, packed), &tables, load)
+        }
+        Values::F16(bits) => {
+            // SAFETY: as above.
+            let load = |from: *const u16| unsafe { _mm512_cvtph_ps(_mm256_loadu_epi16(from.cast())) };
+            full_blocks_avx512(&bits[..whole], block, (absmax, packed), &tables, load)
+        }
+        Values::Bf16(bits) => {
+            let load = |from: *const u16| {
+                // SAFETY: as above.
+                let wide = _mm512_cvtepu16_epi32(unsafe { _mm256_loadu_epi16(from.cast()) });
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+            };
+            full_blocks_avx512(&bits[..whole], block, (absmax, packed), &tables, load)
+        }
     };
     let last = || {
         let values = values.slice(whole, values.len());
