@@ -74,6 +74,13 @@ impl Error {
         self
     }
 
+    /// Names `place` wherever the message names `temporary`, a copy of what is there.
+    #[must_use]
+    pub fn with_place(mut self, temporary: &Path, place: &Path) -> Self {
+        self.message = self.message.replace(&*temporary.to_string_lossy(), &place.to_string_lossy());
+        self
+    }
+
     /// What decides the exit code.
     pub fn kind(&self) -> ErrorKind {
         self.kind

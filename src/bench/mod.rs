@@ -13,7 +13,7 @@ use crate::device::{self, Compute};
 use crate::error::Result;
 use crate::generate::{Generator, SamplingOptions};
 use crate::model::random::{random_values, RandomWeights};
-use crate::model::{self, Checkpoint, Keep, Llama, LoadOptions, Method, ModelConfig, TensorSource};
+use crate::model::{self, Keep, Llama, LoadOptions, Method, ModelConfig, OpenModel, TensorSource};
 use crate::ops::gemm::peak::peak_rate;
 use crate::ops::{profile, Arena, Gradients, ParamStore};
 use crate::optim::{LearningRates, OptimizerConfig};
@@ -36,7 +36,7 @@ pub enum ModelChoice {
     Random(Shape),
     /// A model folder, with an adapter to start from or a fresh one.
     Folder {
-        /// HF or NF4 folder.
+        /// HF or NF4 folder, or GGUF file.
         model: PathBuf,
         /// PEFT folder.
         adapter: Option<PathBuf>,
@@ -91,7 +91,8 @@ fn load(choice: &ModelChoice, lora: Option<LoraConfig>, positions: usize) -> Res
                 options.lora = Some(read.config.clone());
                 adapter = Some(read);
             }
-            (ModelConfig::from_folder(model)?, Box::new(Checkpoint::open(model)?))
+            let opened = OpenModel::open(model)?;
+            (opened.config.clone(), opened.into_source())
         }
     };
     let (mut model, mut params) = model::load(&config, source.as_ref(), &options, &mut |_, _| {})?;

@@ -37,7 +37,7 @@ pub struct CommonArgs {
     /// Random weights of this shape.
     #[arg(long, value_enum, conflicts_with = "model", default_value = "135m")]
     pub shape: ShapeArg,
-    /// A model folder instead of random weights.
+    /// A model (folder or GGUF file) instead of random weights.
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
     /// An adapter folder to start from.
@@ -70,6 +70,8 @@ pub enum ShapeArg {
 
 /// Arguments of `bench train`.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  llamantino bench train --shape 135m --dtype bf16 --profile\n  \
+    llamantino bench train --model MODEL --seq 1024 --recompute auto --memory-limit-gib 2")]
 pub struct TrainArgs {
     /// Weights, adapter, threads.
     #[command(flatten)]
@@ -123,6 +125,7 @@ impl From<Switch> for Recompute {
 
 /// Arguments of `bench decode`.
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  llamantino bench decode --shape 135m --prompt 512 --tokens 64")]
 pub struct DecodeArgs {
     /// Weights, adapter, threads.
     #[command(flatten)]
@@ -140,6 +143,7 @@ pub struct DecodeArgs {
 
 /// Arguments of `bench quantize`.
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  llamantino bench quantize --dtype bf16 --threads 1")]
 pub struct QuantizeArgs {
     /// Threads; default: one for each core.
     #[arg(long)]

@@ -8,7 +8,7 @@ use crate::data::load::{self, Progress, SourceReport};
 use crate::data::tokenize::Tokenizer;
 use crate::device;
 use crate::error::{Error, Result};
-use crate::model::ModelConfig;
+use crate::model::open::{config_of, with_description};
 use crate::train::config::RunConfig;
 use crate::train::stages::Recipe;
 use clap::{Args, Subcommand};
@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 /// Arguments of `data`.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  llamantino data inspect my.toml\n  llamantino data prepare my.toml")]
 pub struct DataArgs {
     /// What to do.
     #[command(subcommand)]
@@ -67,7 +68,7 @@ pub struct PrepareArgs {
 /// Which run.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// The run's configuration (TOML). Of the model only config.json, tokenizer and template are read.
+    /// The run's configuration (TOML). Of the model only its configuration, tokenizer and template are read.
     pub config: PathBuf,
     /// Replace a value of the configuration, e.g. `data.sequence_length=1024`; may be given again.
     #[arg(long = "set", value_name = "KEY=VALUE")]
@@ -80,29 +81,32 @@ pub struct RunArgs {
 /// Runs `data`.
 pub fn run(args: DataArgs) -> Result<()> {
     match args.command {
-        DataCommand::Inspect(args) => run_inspect(args),
-        DataCommand::Prepare(args) => run_prepare(args),
+        DataCommand::Inspect(args) => {
+            open(&args.run, |config, tokenizer, model| run_inspect(&args, config, tokenizer, model))
+        }
+        DataCommand::Prepare(args) => open(&args.run, run_prepare),
     }
 }
 
-/// The configuration and the tokenizer of its model.
-fn open(args: &RunArgs) -> Result<(RunConfig, Tokenizer)> {
+/// Calls `read` with the configuration, the tokenizer of its model and the folder that describes the model.
+fn open<T>(args: &RunArgs, read: impl FnOnce(&RunConfig, &Tokenizer, &Path) -> Result<T>) -> Result<T> {
     let mut recipe: Recipe = config::load_file(&args.config, &args.overrides)?;
     recipe.run_of(args.stage.as_deref())?;
     recipe.run.model = hub::resolve_local(&recipe.run.model)?.to_string_lossy().into_owned();
     let config = recipe.run_of(args.stage.as_deref())?;
     device::set_threads(Some(config.training.threads).filter(|threads| *threads > 0))?;
-    let folder = Path::new(&config.model);
-    let model = ModelConfig::from_folder(folder)?;
-    let tokenizer = Tokenizer::load(folder, Some(model.vocab_size))?;
-    tokenizer.warnings().iter().for_each(|warning| output::warning(warning));
-    Ok((config, tokenizer))
+    let place = Path::new(&config.model);
+    let rows = config_of(place)?.vocab_size;
+    with_description(place, |model| {
+        let tokenizer = Tokenizer::load(model, Some(rows))?;
+        tokenizer.warnings().iter().for_each(|warning| output::warning(warning));
+        read(&config, &tokenizer, model)
+    })
 }
 
-fn run_inspect(args: InspectArgs) -> Result<()> {
-    let (config, tokenizer) = open(&args.run)?;
+fn run_inspect(args: &InspectArgs, config: &RunConfig, tokenizer: &Tokenizer, model: &Path) -> Result<()> {
     let bar = progress::counted(0, "reading the data (KiB)");
-    let data = load::load(&config.data, &tokenizer, Path::new(&config.model), &mut |state| advance(&bar, state))?;
+    let data = load::load(&config.data, tokenizer, model, &mut |state| advance(&bar, state))?;
     bar.finish_and_clear();
     let settings = BatchSettings {
         sequence_length: config.data.sequence_length,
@@ -112,7 +116,7 @@ fn run_inspect(args: InspectArgs) -> Result<()> {
         seed: config.seed,
     };
     let batches = Batches::new(Arc::new(data.train.clone()), settings)?;
-    let inspection = inspect(&data, &batches, &tokenizer, (args.examples, config.seed))?;
+    let inspection = inspect(&data, &batches, tokenizer, (args.examples, config.seed))?;
     for warning in inspection.report.sources.iter().flat_map(|source| &source.warnings) {
         output::warning(warning);
     }
@@ -128,11 +132,10 @@ fn run_inspect(args: InspectArgs) -> Result<()> {
     Ok(())
 }
 
-fn run_prepare(args: PrepareArgs) -> Result<()> {
-    let (config, tokenizer) = open(&args.run)?;
+fn run_prepare(config: &RunConfig, tokenizer: &Tokenizer, model: &Path) -> Result<()> {
     let bar = progress::counted(0, "tokenising (KiB)");
     let mut documents = (0, 0);
-    let report = load::prepare(&config.data, &tokenizer, Path::new(&config.model), &mut |state| {
+    let report = load::prepare(&config.data, tokenizer, model, &mut |state| {
         documents = (state.documents, state.tokens);
         advance(&bar, state);
     })?;

@@ -34,6 +34,7 @@ pub enum DiffCommand {
 
 /// Arguments of `diff make`.
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  llamantino diff make MODEL MERGED --out merged.diff.safetensors")]
 pub struct MakeArgs {
     /// Model folder (or safetensors file) that others have.
     pub base: PathBuf,
@@ -46,6 +47,8 @@ pub struct MakeArgs {
 
 /// Arguments of `diff apply`.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  llamantino diff apply MODEL merged.diff.safetensors --out MERGED\n  \
+    llamantino diff apply models/llama-7b alpaca-diff/ --out alpaca-7b --check-sum 50637.1836")]
 pub struct ApplyArgs {
     /// The very model that the diff was made from.
     pub base: PathBuf,

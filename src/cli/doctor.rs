@@ -1,7 +1,9 @@
 //! `llamantino doctor`: what this machine offers, what is missing and how to get it.
 
+pub mod gpu;
+
 use super::{output, progress};
-use crate::device::machine::{self, Nvidia};
+use crate::device::machine;
 use crate::device::{cpu_path, memory};
 use crate::error::{Error, Result};
 use crate::model::hub::HubSettings;
@@ -62,11 +64,12 @@ impl Item {
 
 /// Runs `doctor`.
 pub fn run(args: DoctorArgs) -> Result<()> {
-    let mut items = vec![program()];
+    let answer = gpu::ask();
+    let mut items = vec![program(&answer)];
     items.extend(processor());
     items.extend(memory_items());
     items.push(disk("disk, this folder", Path::new(".")));
-    items.extend(gpu(&machine::nvidia()));
+    items.extend(gpu::items(&machine::nvidia(), &answer));
     items.extend(hub());
     if let Some(model) = &args.verify {
         items.push(verified(model));
@@ -101,8 +104,8 @@ fn table(items: &[Item]) -> String {
     text
 }
 
-fn program() -> Item {
-    let form = format!("{} {}, built without CUDA", std::env::consts::ARCH, std::env::consts::OS);
+fn program(answer: &gpu::Answer) -> Item {
+    let form = format!("{} {}, built {}", std::env::consts::ARCH, std::env::consts::OS, gpu::build(answer));
     Item::new("llamantino", State::Fine, format!("{} ({form})", env!("CARGO_PKG_VERSION")))
 }
 
@@ -158,25 +161,6 @@ fn disk(name: &'static str, path: &Path) -> Item {
         Some(free) => Item::new(name, State::Fine, format!("{} free", shown(free))),
         None => Item::new(name, State::Note, "free space is not known on this system"),
     }
-}
-
-fn gpu(found: &Nvidia) -> Vec<Item> {
-    let cards = if found.cards.is_empty() { String::new() } else { format!(", {}", found.cards.join(", ")) };
-    let place = |path: &Option<PathBuf>| path.as_ref().map_or("not found".into(), |path| path.display().to_string());
-    let driver = match &found.driver {
-        Some(version) => Item::new("NVIDIA driver", State::Fine, format!("{version}{cards}")),
-        None if found.cuda.is_some() => {
-            Item::new("NVIDIA driver", State::Note, "library there, kernel module not loaded")
-        }
-        None => Item::new("NVIDIA driver", State::Note, "none: /proc/driver/nvidia is not there"),
-    };
-    let mut items = vec![driver];
-    if found.cuda.is_some() || found.cublas.is_some() || found.driver.is_some() {
-        items.push(Item::new("libcuda.so.1", State::Note, place(&found.cuda)));
-        items.push(Item::new("libcublas", State::Note, place(&found.cublas)));
-    }
-    items.push(Item::new("GPU in use", State::Note, "no: this program was built without CUDA; the CPU does all work"));
-    items
 }
 
 fn hub() -> Vec<Item> {

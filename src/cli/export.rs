@@ -11,6 +11,8 @@ use std::path::PathBuf;
 
 /// Arguments of `export`.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  llamantino export gguf --model MERGED --out model.gguf\n  \
+    llamantino export adapter-gguf --model MODEL --adapter runs/NAME/adapter --out adapter.gguf")]
 pub struct ExportArgs {
     /// Which format.
     #[command(subcommand)]
@@ -35,7 +37,7 @@ pub enum ExportCommand {
     llamantino export gguf --model MODEL --adapter runs/NAME/adapter --template llamantino-chat --out model.gguf\n  \
     ollama create NAME -f model.Modelfile")]
 pub struct GgufArgs {
-    /// Model: a folder (safetensors; plain, merged or NF4), or org/name[@revision] of the hub.
+    /// Model: a folder (safetensors; plain, merged or NF4), a GGUF file, or org/name[@revision] of the hub.
     #[arg(long, value_name = "MODEL")]
     pub model: String,
     /// Adapter folder (PEFT files) to fold in.
@@ -65,7 +67,7 @@ pub struct GgufArgs {
     llamantino export adapter-gguf --model MODEL --adapter runs/NAME/adapter --out adapter.gguf\n  \
     llama-cli -m model.gguf --lora adapter.gguf")]
 pub struct AdapterGgufArgs {
-    /// Folder of the model that the adapter was trained on, or org/name[@revision] of the hub.
+    /// The model that the adapter was trained on: a folder, a GGUF file, or org/name[@revision] of the hub.
     #[arg(long, value_name = "MODEL")]
     pub model: String,
     /// Folder of the adapter (PEFT files).

@@ -10,7 +10,8 @@ use std::path::PathBuf;
 
 /// Arguments of `import`.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  llamantino import SmolLM2-135M-Instruct.Q4_1.gguf --out models/SmolLM2-135M")]
+#[command(after_help = "Examples:\n  llamantino import SmolLM2-135M-Instruct.Q4_1.gguf --out models/SmolLM2-135M\n  \
+    llamantino import model.gguf --out MODEL --dtype bf16")]
 pub struct ImportArgs {
     /// GGUF file.
     #[arg(value_name = "FILE")]

@@ -1,6 +1,6 @@
 //! `llamantino merge`: folds an adapter into its base, streamed, in f32, rounded once.
 
-use super::{output, progress, shell};
+use super::{hub, output, progress, shell};
 use crate::device;
 use crate::error::Result;
 use crate::export::merge::{merge_folder, MergeDtype, MergeJob};
@@ -12,9 +12,9 @@ use std::path::PathBuf;
 #[command(after_help = "Examples:\n  llamantino merge --base MODEL --adapter runs/NAME/adapter --out MERGED\n  \
     llamantino merge --base MODEL --adapter ADAPTER --out MERGED --dtype bf16 --shard-gib 5")]
 pub struct MergeArgs {
-    /// Folder of the model that the adapter was trained on.
-    #[arg(long, value_name = "DIR")]
-    pub base: PathBuf,
+    /// The model that the adapter was trained on: a folder, a GGUF file, or org/name[@revision] of the hub.
+    #[arg(long, value_name = "MODEL")]
+    pub base: String,
     /// Folder of the adapter (PEFT files).
     #[arg(long, value_name = "DIR")]
     pub adapter: PathBuf,
@@ -63,7 +63,7 @@ impl From<DtypeArg> for MergeDtype {
 pub fn run(args: MergeArgs) -> Result<()> {
     device::set_threads(args.threads)?;
     let job = MergeJob {
-        base: args.base,
+        base: hub::resolve(&args.base)?,
         adapter: args.adapter,
         out: args.out,
         dtype: args.dtype.map(Into::into),

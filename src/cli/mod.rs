@@ -15,6 +15,7 @@ pub mod generate;
 pub mod hub;
 pub mod import;
 pub mod interrupt;
+pub mod man;
 pub mod merge;
 pub mod model_args;
 pub mod output;
@@ -73,8 +74,8 @@ pub enum Command {
     Report(report::ReportArgs),
     /// Print completions for a shell.
     Completions(completions::CompletionsArgs),
-    /// Print the manual page.
-    Man,
+    /// Print a manual page, or write those of all commands.
+    Man(man::ManArgs),
     /// Time a training step, decoding or quantisation: one JSON line.
     Bench(bench::BenchArgs),
     /// Say what this machine offers, what is missing and how to get it; verify a model.
@@ -114,7 +115,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
         Command::Import(args) => import::run(args),
         Command::Report(args) => report::run(args),
         Command::Completions(args) => completions::run(args),
-        Command::Man => completions::man(),
+        Command::Man(args) => man::run(args),
         Command::Bench(args) => bench::run(args),
     }
 }
@@ -125,3 +126,7 @@ fn usage_error(error: &clap::Error) -> Error {
     let text = text.strip_prefix("error: ").unwrap_or(&text).trim_end();
     Error::usage(text)
 }
+
+#[cfg(test)]
+#[path = "help_tests.rs"]
+mod help_tests;

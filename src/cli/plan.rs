@@ -20,7 +20,7 @@ use std::path::PathBuf;
 #[command(after_help = "Examples:\n  llamantino plan my.toml\n  \
     llamantino plan my.toml --set training.micro_batch=8 --no-data --json")]
 pub struct PlanArgs {
-    /// The run's configuration (TOML). Of the model only config.json is read.
+    /// The run's configuration (TOML). Of the model only its configuration and tokenizer are read.
     pub config: PathBuf,
     /// Replace a value of the configuration, e.g. `lora.r=32`; may be given again.
     #[arg(long = "set", value_name = "KEY=VALUE")]

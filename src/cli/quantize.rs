@@ -1,6 +1,6 @@
 //! `llamantino quantize`: a model folder in NF4, in the layout of bitsandbytes.
 
-use super::{output, progress, shell};
+use super::{hub, output, progress, shell};
 use crate::device;
 use crate::error::Result;
 use crate::export::quantize::quantize_folder;
@@ -10,11 +10,12 @@ use std::path::PathBuf;
 
 /// Arguments of `quantize`.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  llamantino quantize --model MODEL --out MODEL-nf4")]
+#[command(after_help = "Examples:\n  llamantino quantize --model MODEL --out MODEL-nf4\n  \
+    llamantino quantize --model model.gguf --out MODEL-nf4 --block 128")]
 pub struct QuantizeArgs {
-    /// Model folder (safetensors).
-    #[arg(long, value_name = "DIR")]
-    pub model: PathBuf,
+    /// Model: a folder (safetensors), a GGUF file, or org/name[@revision] of the hub.
+    #[arg(long, value_name = "MODEL")]
+    pub model: String,
     /// Folder to write; must not exist.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
@@ -33,8 +34,9 @@ pub struct QuantizeArgs {
 pub fn run(args: QuantizeArgs) -> Result<()> {
     device::set_threads(args.threads)?;
     let config = QuantConfig { block: args.block, double: !args.single };
+    let model = hub::resolve(&args.model)?;
     let bar = progress::counted(0, "quantising");
-    let summary = quantize_folder(&args.model, &args.out, config, &mut |done, total, name| {
+    let summary = quantize_folder(&model, &args.out, config, &mut |done, total, name| {
         bar.set_length(total);
         bar.set_position(done);
         bar.set_message(name.to_string());

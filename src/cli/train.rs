@@ -4,7 +4,6 @@ use super::{chain, hub, output, progress, quickstart, shell};
 use crate::config;
 use crate::device;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::gguf::is_gguf;
 use crate::train::config::RunConfig;
 use crate::train::folder::Beginning;
 use crate::train::metrics::{EvalRow, StepRow};
@@ -46,7 +45,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
     let path = args.config.clone().map_or_else(quickstart::unpack, Ok)?;
     let mut recipe: Recipe = config::load_file(&path, &args.overrides)?;
     recipe.stages_up_to(args.stage.as_deref())?;
-    recipe.run.model = model_folder(&recipe.run.model)?;
+    recipe.run.model = hub::resolve(&recipe.run.model)?.to_string_lossy().into_owned();
     device::set_threads(Some(recipe.run.training.threads).filter(|threads| *threads > 0))?;
     signals::install();
     let mut screen = Screen::default();
@@ -80,16 +79,6 @@ pub fn run(args: TrainArgs) -> Result<()> {
             Ok(())
         }
     }
-}
-
-/// The folder of the model that the configuration names, fetched from the hub if need be.
-fn model_folder(spec: &str) -> Result<String> {
-    let path = hub::resolve(spec)?;
-    if is_gguf(&path) {
-        return Err(Error::usage(format!("{spec}: training starts from a model folder, this is a GGUF file"))
-            .hint(format!("llamantino import {} --out FOLDER, then set model to that folder", shell::path(&path))));
-    }
-    Ok(path.to_string_lossy().into_owned())
 }
 
 /// An interrupted run says how to resume it.

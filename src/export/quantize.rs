@@ -1,4 +1,4 @@
-//! A model folder in NF4, in the layout that transformers and bitsandbytes write and read.
+//! A model in NF4, in the layout that transformers and bitsandbytes write and read.
 //!
 //! The linears of the decoder blocks are quantised; embeddings, norms, biases and the head are stored as they are, in
 //! their dtype; config.json gets a `quantization_config`. One tensor is in memory at a time: the next one is quantised
@@ -7,8 +7,8 @@
 use super::folder::NewFolder;
 use super::safetensors::{write_json, ShardWriter, TensorSpec, Written, SHARD_BYTES};
 use crate::error::{Error, Result};
-use crate::model::weights::check_finite;
-use crate::model::{Checkpoint, ModelConfig, RawTensor};
+use crate::model::weights::{check_finite, stored_bytes};
+use crate::model::{Checkpoint, ModelConfig, OpenModel, RawTensor, StoredTensors};
 use crate::quant::file::{planned_parts, quantization_config, state_key, stored_parts};
 use crate::quant::{quantize, QuantConfig, SourceDtype};
 use std::collections::BTreeMap;
@@ -29,7 +29,7 @@ pub struct Summary {
     pub companions: Vec<String>,
 }
 
-/// Quantises the model in `base` into the new folder `out`, which appears when it is complete.
+/// Quantises the model `base` (a folder or a GGUF file) into the new folder `out`, which appears when it is complete.
 ///
 /// `progress` is called with (bytes of the source done, of all, name of the tensor).
 ///
@@ -42,23 +42,23 @@ pub fn quantize_folder(
     progress: &mut dyn FnMut(u64, u64, &str),
 ) -> Result<Summary> {
     config.check()?;
-    let model = ModelConfig::from_folder(base)?;
-    if model.quantized {
+    let model = OpenModel::open(base)?;
+    if model.config.quantized {
         return Err(Error::file(base, "the model is quantized already").hint("quantize the original model"));
     }
-    let checkpoint = Checkpoint::open(base)?;
-    let linears = linears(&model, &checkpoint)?;
+    let tensors = model.stored();
+    let linears = linears(&model.config, tensors)?;
     let folder = NewFolder::create(out)?;
-    let mut names: Vec<&str> = checkpoint.names().collect();
+    let mut names = tensors.names();
     names.sort_by_cached_key(|name| natural_key(name));
-    let groups = planned(&names, &linears, &checkpoint, config)?;
+    let groups = planned(&names, &linears, tensors, config)?;
     let mut writer = ShardWriter::new(folder.path(), "model", groups, SHARD_BYTES)?;
-    let source_bytes = total_bytes(&names, &checkpoint)?;
+    let source_bytes = stored_bytes(tensors)?;
     let mut done = 0;
     let mut ready: Option<Prepared> = None;
     for name in names.iter().map(Some).chain([None]) {
         let write = |writer: &mut ShardWriter| ready.iter().try_for_each(|prepared| prepared.write(writer));
-        let prepare = || name.map(|name| prepare(name, &checkpoint, &linears, config)).transpose();
+        let prepare = || name.map(|name| prepare(name, tensors, &linears, config)).transpose();
         let (next, written) = rayon::join(prepare, || write(&mut writer));
         written?;
         if let Some(Prepared { name, source_bytes: bytes, .. }) = &ready {
@@ -69,9 +69,9 @@ pub fn quantize_folder(
     }
     let written = writer.finish()?;
     let dtype = linears.values().next().map_or(SourceDtype::F32, |linear| linear.dtype);
-    let json = model.json_with_quantization(Some(quantization_config(config, dtype)));
+    let json = model.config.json_with_quantization(Some(quantization_config(config, dtype)));
     write_json(&folder.path().join("config.json"), &json)?;
-    let companions = folder.copy_companions(base)?;
+    let companions = model.with_description(|description| folder.copy_companions(description))?;
     check_result(folder.path(), &linears)?;
     folder.commit()?;
     let quantized = linears.len();
@@ -86,12 +86,11 @@ struct Linear {
 }
 
 /// The linears of the blocks, each checked against the config's sizes.
-fn linears(model: &ModelConfig, checkpoint: &Checkpoint) -> Result<BTreeMap<String, Linear>> {
+fn linears(model: &ModelConfig, tensors: &dyn StoredTensors) -> Result<BTreeMap<String, Linear>> {
     let mut linears = BTreeMap::new();
     for (name, [rows, cols]) in (0..model.layers).flat_map(|layer| model.linear_shapes(layer)) {
-        let tensor = checkpoint.expect(&name, &[rows, cols])?;
-        let Some(values) = tensor.values() else { continue }; // `expect` gives floating-point tensors only
-        linears.insert(name, Linear { rows, cols, dtype: values.dtype() });
+        let dtype = tensors.expect_float(&name, &[rows, cols])?;
+        linears.insert(name, Linear { rows, cols, dtype });
     }
     Ok(linears)
 }
@@ -100,13 +99,13 @@ fn linears(model: &ModelConfig, checkpoint: &Checkpoint) -> Result<BTreeMap<Stri
 fn planned(
     names: &[&str],
     linears: &BTreeMap<String, Linear>,
-    checkpoint: &Checkpoint,
+    tensors: &dyn StoredTensors,
     config: QuantConfig,
 ) -> Result<Vec<Vec<TensorSpec>>> {
     let group = |name: &&str| {
         let Some(linear) = linears.get(*name) else {
-            let tensor = checkpoint.get(name)?;
-            return Ok(vec![TensorSpec::new(*name, tensor.dtype, tensor.shape)]);
+            let (dtype, shape) = tensors.about(name)?;
+            return Ok(vec![TensorSpec::new(*name, dtype, shape)]);
         };
         let parts = planned_parts(name, linear.rows, linear.cols, config);
         let spec = |(part, dtype, shape)| {
@@ -116,10 +115,6 @@ fn planned(
         Ok(parts.into_iter().map(spec).collect())
     };
     names.iter().map(group).collect()
-}
-
-fn total_bytes(names: &[&str], checkpoint: &Checkpoint) -> Result<u64> {
-    names.iter().try_fold(0, |sum, name| Ok(sum + checkpoint.get(name)?.bytes.len() as u64))
 }
 
 /// A tensor of the source in the form that is written.
@@ -137,12 +132,12 @@ impl Prepared {
 
 fn prepare(
     name: &str,
-    checkpoint: &Checkpoint,
+    tensors: &dyn StoredTensors,
     linears: &BTreeMap<String, Linear>,
     config: QuantConfig,
 ) -> Result<Prepared> {
-    let tensor = checkpoint.get(name)?;
-    let place = checkpoint.path_of(name).display();
+    let tensor = tensors.get(name)?;
+    let place = tensors.path_of(name).display();
     let source_bytes = tensor.bytes.len() as u64;
     let parts = match (linears.get(name), tensor.values()) {
         (Some(linear), Some(values)) => {

@@ -7,13 +7,14 @@ use super::block::Block;
 use super::hf_config::ModelConfig;
 use super::layer::{DenseDtype, LinearLayer, Vector, Weight};
 use super::llama::Llama;
-use super::weights::{check_finite, Checkpoint};
+use super::source::TensorSource;
+use super::weights::check_finite;
 use crate::adapter::{self, dora, LoraConfig};
 use crate::error::{Error, Result};
 use crate::ops::rope::RopeTable;
 use crate::ops::{Param, ParamKind, ParamStore, WeightRef};
 use crate::quant::file::{RawTensor, StoredDtype};
-use crate::quant::{quantize, Nf4Matrix, QuantConfig, Values};
+use crate::quant::{quantize, QuantConfig, Values};
 
 /// What a run trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -61,30 +62,6 @@ impl LoadOptions {
             seed,
             positions: 0,
         }
-    }
-}
-
-/// Where tensors come from: a checkpoint, or values made up for a bench.
-pub trait TensorSource {
-    /// The tensor `name`, which must have this shape.
-    fn tensor(&self, name: &str, shape: &[usize]) -> Result<RawTensor>;
-    /// The linear weight `name` in NF4, if it is stored so.
-    fn nf4(&self, name: &str, rows: usize, cols: usize) -> Result<Option<Nf4Matrix>>;
-    /// Where it is, for messages.
-    fn place(&self) -> String;
-}
-
-impl TensorSource for Checkpoint {
-    fn tensor(&self, name: &str, shape: &[usize]) -> Result<RawTensor> {
-        self.expect(name, shape)
-    }
-
-    fn nf4(&self, name: &str, rows: usize, cols: usize) -> Result<Option<Nf4Matrix>> {
-        self.is_nf4(name).then(|| self.expect_nf4(name, rows, cols)).transpose()
-    }
-
-    fn place(&self) -> String {
-        self.folder().display().to_string()
     }
 }
 

@@ -16,6 +16,7 @@ pub mod load;
 pub mod open;
 pub mod pass;
 pub mod random;
+pub mod source;
 pub mod verify;
 pub mod weights;
 
@@ -24,7 +25,8 @@ pub use cache::KvCache;
 pub use extend::Extension;
 pub use hf_config::ModelConfig;
 pub use llama::{Batch, Llama};
-pub use load::{load, LoadOptions, Method, TensorSource};
+pub use load::{load, LoadOptions, Method};
 pub use open::OpenModel;
 pub use pass::{DoraScales, Noise, Pass, Rows};
+pub use source::{StoredTensors, TensorSource};
 pub use weights::{Checkpoint, RawTensor, StoredDtype};

@@ -1,12 +1,12 @@
-//! A model to run, however it is stored: a Hugging Face or NF4 folder, or a GGUF file.
+//! A model to run, train or convert, however it is stored: a Hugging Face or NF4 folder, or a GGUF file.
 
 use super::gguf::{is_gguf, Gguf};
 use super::hf_config::ModelConfig;
-use super::load::TensorSource;
-use super::weights::{quick_hash, Checkpoint};
+use super::source::{StoredTensors, TensorSource};
+use super::weights::{base_hash, quick_hash, Checkpoint, HashDepth};
 use crate::data::template::Template;
 use crate::data::tokenize::Tokenizer;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use std::path::{Path, PathBuf};
 
 /// An open model: its configuration, its tensors, its tokenizer.
@@ -36,8 +36,24 @@ impl OpenModel {
         Ok(OpenModel { path: path.into(), config, storage: Storage::Folder(Checkpoint::open(path)?) })
     }
 
-    /// The tensors.
+    /// The tensors, for loading.
     pub fn source(&self) -> &dyn TensorSource {
+        match &self.storage {
+            Storage::Folder(checkpoint) => checkpoint,
+            Storage::Gguf(gguf) => gguf.as_ref(),
+        }
+    }
+
+    /// The tensors, when nothing else of the model is needed any more.
+    pub fn into_source(self) -> Box<dyn TensorSource> {
+        match self.storage {
+            Storage::Folder(checkpoint) => Box::new(checkpoint),
+            Storage::Gguf(gguf) => gguf,
+        }
+    }
+
+    /// The tensors as they can be listed.
+    pub fn stored(&self) -> &dyn StoredTensors {
         match &self.storage {
             Storage::Folder(checkpoint) => checkpoint,
             Storage::Gguf(gguf) => gguf.as_ref(),
@@ -53,13 +69,17 @@ impl OpenModel {
     ///
     /// Errors: files that cannot be read.
     pub fn hash(&self) -> Result<String> {
-        match &self.storage {
-            Storage::Folder(checkpoint) => quick_hash(checkpoint),
-            Storage::Gguf(_) => {
-                let mut hasher = blake3::Hasher::new();
-                hasher.update_mmap_rayon(&self.path).map_err(|error| Error::io(&self.path, "read", error))?;
-                Ok(format!("file {}", hasher.finalize().to_hex()))
-            }
+        quick_hash(self.stored())
+    }
+
+    /// The hash of the weights, every byte of them, as adapters keep it of their base. `quick` is what
+    /// [`OpenModel::hash`] gave.
+    ///
+    /// Errors: files that cannot be read.
+    pub fn full_hash(&self, quick: &str) -> Result<String> {
+        match quick.strip_prefix("whole ") {
+            Some(hash) => Ok(hash.to_string()),
+            None => base_hash(self.stored(), HashDepth::Full),
         }
     }
 
@@ -69,11 +89,7 @@ impl OpenModel {
     pub fn with_description<T>(&self, read: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
         match &self.storage {
             Storage::Folder(_) => read(&self.path),
-            Storage::Gguf(gguf) => {
-                let folder = tempfile::tempdir().map_err(|e| Error::io(&std::env::temp_dir(), "write into", e))?;
-                gguf.write_description(folder.path())?;
-                read(folder.path()).map_err(|error| error.at(self.path.display()))
-            }
+            Storage::Gguf(gguf) => gguf.with_description(read),
         }
     }
 
@@ -95,9 +111,26 @@ impl OpenModel {
     ///
     /// Errors: there is none, or of a kind that is not known here.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
-        match &self.storage {
-            Storage::Folder(_) => Tokenizer::load(&self.path, Some(self.config.vocab_size)),
-            Storage::Gguf(gguf) => gguf.load_tokenizer(),
-        }
+        self.with_description(|folder| Tokenizer::load(folder, Some(self.config.vocab_size)))
+    }
+}
+
+/// Configuration of the model at `path`; no weights need be there.
+///
+/// Errors: whatever the reader of its form finds wrong.
+pub fn config_of(path: &Path) -> Result<ModelConfig> {
+    match is_gguf(path) {
+        true => Ok(Gguf::open(path, None)?.config().clone()),
+        false => ModelConfig::from_folder(path),
+    }
+}
+
+/// [`OpenModel::with_description`] of the model at `path`; no weights need be there.
+///
+/// Errors: those of `read`; a GGUF file that cannot be read.
+pub fn with_description<T>(path: &Path, read: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+    match is_gguf(path) {
+        true => Gguf::open(path, None)?.with_description(read),
+        false => read(path),
     }
 }

@@ -1,6 +1,6 @@
 //! Made-up weights of any shape: the start of training from scratch, and of benches.
 
-use super::load::TensorSource;
+use super::source::TensorSource;
 use super::weights::{RawTensor, StoredDtype};
 use crate::error::Result;
 use crate::ops::{Bytes, RandomStream};

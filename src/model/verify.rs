@@ -2,7 +2,7 @@
 
 use super::gguf::{is_gguf, Gguf};
 use super::hf_config::ModelConfig;
-use super::load::TensorSource;
+use super::source::TensorSource;
 use super::weights::{base_hash, check_finite, Checkpoint, HashDepth};
 use crate::data::tokenize::Tokenizer;
 use crate::error::{Error, Result};
@@ -18,7 +18,7 @@ pub struct Verified {
     pub tensors: usize,
     /// How many of them are in NF4.
     pub nf4: usize,
-    /// Hash (BLAKE3, 64 hex digits) of all of it, as adapters keep it of their base; of a GGUF file, of its bytes.
+    /// Hash (BLAKE3, 64 hex digits) of all of it, as adapters keep it of their base.
     pub hash: String,
     /// Odd, but not wrong.
     pub warnings: Vec<String>,
@@ -33,9 +33,7 @@ pub fn verify(path: &Path, progress: &mut dyn FnMut(usize, usize)) -> Result<Ver
         let model = Gguf::open(path, None)?;
         let mut verified = check_tensors(model.config(), &model, progress)?;
         verified.warnings.extend(model.load_tokenizer()?.warnings().iter().cloned());
-        let mut hasher = blake3::Hasher::new();
-        hasher.update_mmap_rayon(path).map_err(|error| Error::io(path, "read", error))?;
-        verified.hash = hasher.finalize().to_hex().to_string();
+        verified.hash = base_hash(&model, HashDepth::Full)?;
         return Ok(verified);
     }
     let config = ModelConfig::from_folder(path)?;

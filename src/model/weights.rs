@@ -4,6 +4,8 @@
 //! what the index promises is there. Values are read where they lie; nothing is copied but misaligned tensors.
 //! Reference: the safetensors format (8 bytes of header length, JSON header, data without gaps).
 
+use super::gguf::is_gguf;
+use super::source::StoredTensors;
 use crate::error::{Error, Result};
 use crate::ops::bytes::Bytes;
 use crate::quant::{file, Nf4Matrix};
@@ -35,6 +37,10 @@ impl Checkpoint {
     ///
     /// Errors: nothing to open, a damaged or cut file, a missing shard, an index that the shards contradict.
     pub fn open(path: &Path) -> Result<Checkpoint> {
+        if is_gguf(path) {
+            return Err(Error::file(path, "expected safetensors, found a GGUF file")
+                .hint("turn it into a folder first: llamantino import"));
+        }
         if path.is_file() {
             let folder = path.parent().map(Path::to_path_buf).unwrap_or_default();
             return Checkpoint::of_files(folder, vec![path.to_path_buf()]);
@@ -364,12 +370,16 @@ pub enum HashDepth {
     Sampled,
 }
 
-/// Hash (BLAKE3, 64 hex digits) of what a checkpoint holds: over (name, dtype, shape, bytes) of every tensor in name
-/// order, so that it does not depend on sharding, file names or the order in the files.
-pub fn base_hash(checkpoint: &Checkpoint, depth: HashDepth) -> Result<String> {
-    let names: Vec<&str> = checkpoint.names().collect();
-    let hashes: Result<Vec<blake3::Hash>> =
-        names.par_iter().map(|name| Ok(tensor_hash(name, &checkpoint.get(name)?, depth))).collect();
+/// Hash (BLAKE3, 64 hex digits) of what a model on disk holds: over (name, dtype, shape, bytes) of every tensor in name
+/// order, so that it does not depend on sharding, file names or the order in the files. A GGUF file has the hash of the
+/// folder that importing it gives.
+pub fn base_hash(model: &dyn StoredTensors, depth: HashDepth) -> Result<String> {
+    let names = model.names();
+    let hash = |name: &&str| Ok(tensor_hash(name, &model.get(name)?, depth));
+    let hashes: Result<Vec<blake3::Hash>> = match model.copies() {
+        true => names.iter().map(hash).collect(),
+        false => names.par_iter().map(hash).collect(),
+    };
     let mut all = blake3::Hasher::new();
     all.update(match depth {
         HashDepth::Full => b"llamantino weights 1 full   ",
@@ -381,20 +391,25 @@ pub fn base_hash(checkpoint: &Checkpoint, depth: HashDepth) -> Result<String> {
     Ok(all.finalize().to_hex().to_string())
 }
 
-/// Checkpoints up to this size are hashed whole where time matters, larger ones by samples.
+/// Models up to this size are hashed whole where time matters, larger ones by samples.
 const HASHED_WHOLE: u64 = 2 << 30;
 
-/// A hash of a checkpoint that takes little time beside loading it; says how it was made.
-pub fn quick_hash(checkpoint: &Checkpoint) -> Result<String> {
-    let mut bytes = 0u64;
-    for name in checkpoint.names() {
-        bytes += checkpoint.get(name)?.bytes.len() as u64;
-    }
-    let (depth, kind) = match bytes <= HASHED_WHOLE {
+/// A hash of a model that takes little time beside loading it; says how it was made.
+pub fn quick_hash(model: &dyn StoredTensors) -> Result<String> {
+    // Samples of a tensor that has to be made first save nothing.
+    let (depth, kind) = match model.copies() || stored_bytes(model)? <= HASHED_WHOLE {
         true => (HashDepth::Full, "whole"),
         false => (HashDepth::Sampled, "sampled"),
     };
-    Ok(format!("{kind} {}", base_hash(checkpoint, depth)?))
+    Ok(format!("{kind} {}", base_hash(model, depth)?))
+}
+
+/// Bytes of all tensors as they are handed out.
+pub fn stored_bytes(model: &dyn StoredTensors) -> Result<u64> {
+    model.names().iter().try_fold(0, |sum, name| {
+        let (dtype, shape) = model.about(name)?;
+        Ok(sum + (shape.iter().product::<usize>() * dtype.size()) as u64)
+    })
 }
 
 fn tensor_hash(name: &str, tensor: &RawTensor, depth: HashDepth) -> blake3::Hash {

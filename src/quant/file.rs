@@ -50,6 +50,16 @@ impl StoredDtype {
             StoredDtype::U8 => "U8",
         }
     }
+
+    /// The floating-point type; none for bytes.
+    pub fn float(self) -> Option<SourceDtype> {
+        match self {
+            StoredDtype::F32 => Some(SourceDtype::F32),
+            StoredDtype::F16 => Some(SourceDtype::F16),
+            StoredDtype::Bf16 => Some(SourceDtype::Bf16),
+            StoredDtype::U8 => None,
+        }
+    }
 }
 
 impl From<SourceDtype> for StoredDtype {

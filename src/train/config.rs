@@ -22,7 +22,7 @@ pub struct RunConfig {
     pub output: PathBuf,
     /// Names every random choice: the same seed gives the same bytes.
     pub seed: u64,
-    /// Model folder (safetensors, or NF4 as `llamantino quantize` writes it).
+    /// Model folder (safetensors, or NF4 as `llamantino quantize` writes it) or GGUF file.
     pub model: String,
     /// Start from random weights instead: `model` then holds config.json and the tokenizer only. With `full` only.
     pub from_scratch: bool,
@@ -120,7 +120,7 @@ impl Section for RunConfig {
     fn check(&self, problems: &mut Problems) {
         let plain = !self.name.is_empty() && !self.name.contains(['/', '\\']) && !self.name.starts_with('.');
         problems.expect(plain, "name", "a folder name", &self.name);
-        problems.expect(!self.model.is_empty(), "model", "a model folder", &self.model);
+        problems.expect(!self.model.is_empty(), "model", "a model folder or GGUF file", &self.model);
         let scratch = !self.from_scratch || self.method == Method::Full;
         problems.expect(scratch, "from_scratch", "false, or method = \"full\"", self.from_scratch);
         let adapter = self.adapter.is_none() || self.method != Method::Full;

@@ -9,8 +9,8 @@ use crate::adapter::peft::{self, Provenance};
 use crate::checkpoint::{check_finite, AtomicFolder, Measured, RealDisk, RunState, Snapshot, PARAMS_FILE};
 use crate::error::{Error, Result};
 use crate::export::{full, is_companion};
-use crate::model::weights::{base_hash, HashDepth};
-use crate::model::{Checkpoint, Method};
+use crate::model::open::with_description;
+use crate::model::{Method, OpenModel};
 use crate::ops::ParamStore;
 use serde_json::{json, Value};
 use std::path::{Path, PathBuf};
@@ -58,8 +58,10 @@ impl Run {
         match &provenance {
             Some(provenance) => peft::write(folder.temporary(), &engine.model, &engine.params, provenance)?,
             None => {
-                let (raw, companions) = (&engine.model.config.raw, Path::new(&config.model));
-                full::write(folder.temporary(), raw, companions, &engine.params, config.save_dtype)?;
+                let raw = &engine.model.config.raw;
+                with_description(Path::new(&config.model), |companions| {
+                    full::write(folder.temporary(), raw, companions, &engine.params, config.save_dtype)
+                })?;
             }
         }
         folder.commit()?;
@@ -91,10 +93,9 @@ impl Run {
         if self.config.method == Method::Full {
             return Ok(None);
         }
-        let hash = match (&self.full_base_hash, self.base_hash.strip_prefix("whole ")) {
-            (Some(hash), _) => hash.clone(),
-            (None, Some(hash)) => hash.to_string(),
-            (None, None) => base_hash(&Checkpoint::open(Path::new(&self.config.model))?, HashDepth::Full)?,
+        let hash = match &self.full_base_hash {
+            Some(hash) => hash.clone(),
+            None => OpenModel::open(Path::new(&self.config.model))?.full_hash(&self.base_hash)?,
         };
         self.full_base_hash = Some(hash.clone());
         Ok(Some(Provenance::new(&self.config.model, hash, self.config.method)))
@@ -115,18 +116,19 @@ impl Run {
         write("config.json", format!("{config:#}\n").as_bytes())?;
         let index = format!("{:#}\n", index_of(&self.engine.params));
         write("model.safetensors.index.json", index.as_bytes())?;
-        let from = Path::new(&self.config.model);
-        let entries = std::fs::read_dir(from).map_err(|error| Error::io(from, "list", error))?;
-        let mut files: Vec<PathBuf> =
-            entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
-        files.sort_unstable();
-        for path in files {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if is_companion(&name) {
-                write(&name, &std::fs::read(&path).map_err(|error| Error::io(&path, "read", error))?)?;
+        with_description(Path::new(&self.config.model), |from| {
+            let entries = std::fs::read_dir(from).map_err(|error| Error::io(from, "list", error))?;
+            let mut files: Vec<PathBuf> =
+                entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
+            files.sort_unstable();
+            for path in files {
+                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                if is_companion(&name) {
+                    write(&name, &std::fs::read(&path).map_err(|error| Error::io(&path, "read", error))?)?;
+                }
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// An error of saving, with where the run can go on from.

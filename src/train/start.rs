@@ -19,9 +19,9 @@ use crate::data::tokenize::Tokenizer;
 use crate::data::DataConfig;
 use crate::device;
 use crate::error::{Error, Result};
+use crate::model::open::{config_of, with_description};
 use crate::model::random::RandomWeights;
-use crate::model::weights::{base_hash, quick_hash, HashDepth};
-use crate::model::{self, Checkpoint, Keep, LoadOptions, ModelConfig, TensorSource};
+use crate::model::{self, Keep, LoadOptions, ModelConfig, OpenModel, TensorSource};
 use crate::ops::{Arena, Gradients};
 use std::path::Path;
 use std::sync::Arc;
@@ -35,8 +35,12 @@ pub struct Corpora {
 }
 
 impl Corpora {
-    fn load(config: &RunConfig, tokenizer: &Tokenizer, observer: &mut dyn Observer) -> Result<Corpora> {
-        let model = Path::new(&config.model);
+    /// `model` is the folder that describes the model.
+    fn load(
+        config: &RunConfig,
+        (tokenizer, model): (&Tokenizer, &Path),
+        observer: &mut dyn Observer,
+    ) -> Result<Corpora> {
         let Data { train, held_out: mut sets, report } = read(&config.data, tokenizer, model, observer)?;
         if report.bad_lines.count > 0 {
             let (count, first) = (report.bad_lines.count, report.bad_lines.first.join("\n  "));
@@ -99,25 +103,27 @@ impl Run {
         restored: Option<Restored>,
         observer: &mut dyn Observer,
     ) -> Result<Run> {
-        let model_folder = Path::new(&config.model);
-        let model_config = ModelConfig::from_folder(model_folder)?;
+        let place = Path::new(&config.model);
+        let model_config = config_of(place)?;
         let (source, base_hash): (Box<dyn TensorSource>, String) = match config.from_scratch {
             true => {
                 let std = model_config.initializer_range() as f32;
                 (Box::new(RandomWeights::new(config.seed, std)), "random weights".into())
             }
             false => {
-                let checkpoint = Checkpoint::open(model_folder)?;
-                let hash = quick_hash(&checkpoint)?;
-                check_adapter(config, &checkpoint, &hash)?;
-                (Box::new(checkpoint), hash)
+                let base = OpenModel::open(place)?;
+                let hash = base.hash()?;
+                check_adapter(config, &base, &hash)?;
+                (base.into_source(), hash)
             }
         };
         let then = restored.as_ref().map(|restored| (&*restored.path, &restored.state));
         check_same("the base model", "model", &base_hash, then.map(|(path, state)| (path, &state.base_hash)))?;
-        let tokenizer = Tokenizer::load(model_folder, Some(model_config.vocab_size))?;
-        tokenizer.warnings().iter().for_each(|warning| observer.warning(warning));
-        let corpora = Corpora::load(config, &tokenizer, observer)?;
+        let corpora = with_description(place, |description| {
+            let tokenizer = Tokenizer::load(description, Some(model_config.vocab_size))?;
+            tokenizer.warnings().iter().for_each(|warning| observer.warning(warning));
+            Corpora::load(config, (&tokenizer, description), observer)
+        })?;
         let data_hash = corpora.train.fingerprint().to_hex().to_string();
         check_same("the training data", "data.paths", &data_hash, then.map(|(path, state)| (path, &state.data_hash)))?;
         device::memory::give_back();
@@ -184,17 +190,13 @@ fn check_same(what: &str, key: &str, now: &String, then: Option<(&Path, &String)
     }
 }
 
-/// Refuses to go on with an adapter that was trained on another base, whose `hash` is [`quick_hash`]'s. Nothing is known
-/// of an adapter that was made elsewhere.
-fn check_adapter(config: &RunConfig, base: &Checkpoint, hash: &str) -> Result<()> {
+/// Refuses to go on with an adapter that was trained on another base, whose `hash` is [`OpenModel::hash`]'s. Nothing is
+/// known of an adapter that was made elsewhere.
+fn check_adapter(config: &RunConfig, base: &OpenModel, hash: &str) -> Result<()> {
     let Some(folder) = &config.adapter else { return Ok(()) };
     let file = folder.join(peft::PROVENANCE_FILE);
     let Some(provenance) = Provenance::read(&file)? else { return Ok(()) };
-    let whole = match hash.strip_prefix("whole ") {
-        Some(hash) => hash.to_string(),
-        None => base_hash(base, HashDepth::Full)?,
-    };
-    match provenance.mismatch(Path::new(&config.model), &whole) {
+    match provenance.mismatch(Path::new(&config.model), &base.full_hash(hash)?) {
         None => Ok(()),
         Some(what) => {
             Err(Error::failed(what)

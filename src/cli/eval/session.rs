@@ -119,7 +119,7 @@ fn template(args: &EvalArgs, model: &ModelArgs, opened: &OpenModel) -> Result<Op
     if let Some(name) = adapter.and_then(|adapter| adapter.provenance?.template) {
         return named(&name);
     }
-    match opened.with_description(Template::from_model)? {
+    match opened.chat_template()? {
         Some(template) => Ok(Some(template)),
         None => named("extremita"),
     }

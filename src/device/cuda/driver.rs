@@ -63,7 +63,7 @@ pub fn probe() -> Result<Found> {
     // SAFETY: opening the driver's library runs its initialisers, as any program that uses CUDA does.
     if !unsafe { sys::is_culib_present() } {
         return Err(Error::failed("no NVIDIA driver: libcuda.so.1 cannot be opened")
-            .hint("install the driver (version 580 or newer), or use --device cpu"));
+            .hint("install the driver (version 580 or newer)"));
     }
     cuda::init().map_err(driver_error("the driver does not start"))?;
     let mut driver_version = 0;

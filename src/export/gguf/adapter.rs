@@ -11,14 +11,14 @@ use crate::adapter::peft::{self, LinearAdapter, PeftAdapter};
 use crate::error::{Error, Result};
 use crate::export::merge::check_base;
 use crate::model::gguf::{layout, BlockType, GgufFile, Place};
-use crate::model::{Checkpoint, ModelConfig, RawTensor, StoredDtype};
+use crate::model::{ModelConfig, OpenModel, RawTensor, StoredDtype};
 use crate::ops::Bytes;
 use std::path::{Path, PathBuf};
 
 /// What to export.
 #[derive(Debug, Clone)]
 pub struct AdapterJob {
-    /// Folder of the model that the adapter was trained on.
+    /// The model that the adapter was trained on: a folder or a GGUF file.
     pub model: PathBuf,
     /// Folder of the adapter.
     pub adapter: PathBuf,
@@ -45,11 +45,11 @@ pub struct AdapterSummary {
 /// An adapter of another base, with DoRA or with weights trained as a whole; `out` exists; the disk.
 pub fn export_adapter(job: &AdapterJob) -> Result<AdapterSummary> {
     super::expect_gguf_name(&job.out)?;
-    let config = ModelConfig::from_folder(&job.model)?;
+    let model = OpenModel::open(&job.model)?;
     let adapter = peft::read(&job.adapter)?;
     refuse_what_the_format_lacks(&adapter)?;
-    let warnings = check_base(&adapter, &job.model, &Checkpoint::open(&job.model)?, job.any_base)?;
-    let linears = linears(&config, &adapter)?;
+    let warnings = check_base(&adapter, &model, job.any_base)?;
+    let linears = linears(&model.config, &adapter)?;
     let alpha = common_alpha(&linears);
     let metadata = vec![
         text("general.architecture", "llama"),

@@ -1,4 +1,4 @@
-//! GGUF out: a model folder, alone or with an adapter folded in, as one file that llama.cpp and Ollama run.
+//! GGUF out: a model, alone or with an adapter folded in, as one file that llama.cpp and Ollama run.
 //!
 //! Streamed: the next tensor is merged and encoded while the last one is written. The file appears when it is complete,
 //! was read back, and was opened by this program's own reader, whose tokenizer must give the tokens of the folder's.
@@ -17,11 +17,12 @@ use super::merge::plan::{Item, Plan};
 use super::merge::{check_base, refuse_rounded, MergeDtype};
 use crate::adapter::peft;
 use crate::checkpoint::{write_file, RealDisk};
-use crate::data::template::{model, Template};
+use crate::data::template::model::find;
+use crate::data::template::Template;
 use crate::data::tokenize::Tokenizer;
 use crate::error::{Error, Result};
 use crate::model::gguf::{llama3_divisors, BlockType, Gguf, FREQUENCIES};
-use crate::model::{Checkpoint, ModelConfig};
+use crate::model::{ModelConfig, OpenModel};
 use crate::ops::Bytes;
 use scheme::{Fallback, FileType, Scheme};
 use std::collections::{BTreeMap, HashMap};
@@ -32,7 +33,7 @@ use writer::{GgufWriter, Metadata, TensorPlan};
 /// What to export, and how.
 #[derive(Debug, Clone)]
 pub struct GgufJob {
-    /// Folder of the model.
+    /// The model: a folder or a GGUF file.
     pub model: PathBuf,
     /// Folder of an adapter to fold in.
     pub adapter: Option<PathBuf>,
@@ -74,20 +75,19 @@ pub struct Summary {
 /// not finite or does not fit; a file that reads back differently; `out` exists; the disk.
 pub fn export_gguf(job: &GgufJob, progress: &mut dyn FnMut(usize, usize, &str)) -> Result<Summary> {
     let modelfile = modelfile_path(&job.out)?;
-    let config = ModelConfig::from_folder(&job.model)?;
-    refuse_rounded(&job.model, &config, job.dequantize_base)?;
-    let checkpoint = Checkpoint::open(&job.model)?;
+    let model = OpenModel::open(&job.model)?;
+    refuse_rounded(&job.model, &model.config, job.dequantize_base)?;
     let adapter = job.adapter.as_deref().map(peft::read).transpose()?;
     let mut warnings = match &adapter {
-        Some(adapter) => check_base(adapter, &job.model, &checkpoint, job.any_base)?,
+        Some(adapter) => check_base(adapter, &model, job.any_base)?,
         None => Vec::new(),
     };
     // Everything is folded and read in f32, which holds the base exactly, and rounded once by the type of the file.
-    let plan = Plan::new(&config, &checkpoint, adapter.as_ref(), Some(MergeDtype::F32))?;
-    let config = untied(config, plan.unties)?;
+    let plan = Plan::new(&model.config, model.stored(), adapter.as_ref(), Some(MergeDtype::F32))?;
+    let config = untied(model.config.clone(), plan.unties)?;
     let scheme = Scheme::new(&config, job.file_type);
     let source = Source::new(&plan, &scheme, &config)?;
-    let description = Description::of(job, &config)?;
+    let description = model.with_description(|folder| Description::of(job, folder, &config))?;
     warnings.extend(description.notes);
     let mut writer = GgufWriter::create(&job.out, &description.metadata, source.plans())?;
     source.write(&mut writer, progress)?;
@@ -138,22 +138,23 @@ struct Description {
 }
 
 impl Description {
-    fn of(job: &GgufJob, config: &ModelConfig) -> Result<Description> {
-        let tokenizer = Tokenizer::load(&job.model, Some(config.vocab_size))?;
-        let described = tokenizer::describe(&job.model, &tokenizer, config.vocab_size)?;
+    /// `model` is the folder that describes the job's model.
+    fn of(job: &GgufJob, model: &Path, config: &ModelConfig) -> Result<Description> {
+        let tokenizer = Tokenizer::load(model, Some(config.vocab_size))?;
+        let described = tokenizer::describe(model, &tokenizer, config.vocab_size)?;
         let mut notes = described.notes;
         let name = job.out.file_stem().unwrap_or_default().to_string_lossy();
         let mut metadata = metadata::of_model(&name, config, job.file_type)?;
         metadata.extend(described.metadata);
         let template = match &job.template {
-            Some(name) => Some(Template::named(name, &job.model)?),
-            None => Template::from_model(&job.model)?,
+            Some(name) => Some(Template::named(name, model)?),
+            None => Template::from_model(model)?,
         };
         let turns = template.as_ref().and_then(|template| Turns::of(template, &tokenizer));
         if let Some(template) = &template {
             let own = job.template.as_deref().is_none_or(|name| name == "model");
             let text = match (&turns, own) {
-                (_, true) => model::find(&job.model)?.map(|found| found.text),
+                (_, true) => find(model)?.map(|found| found.text),
                 (Some(turns), false) => Some(turns.jinja()),
                 (None, false) => None,
             };
@@ -196,7 +197,7 @@ impl<'a> Source<'a> {
             if shape != Some(&place.shape) {
                 let found = shape.map_or("nothing".to_string(), |shape| format!("{shape:?}"));
                 let what = format!("tensor {}: expected shape {:?}, found {found}", place.name, place.shape);
-                return Err(Error::file(plan.checkpoint.path_of(&place.name), what));
+                return Err(Error::file(plan.base.path_of(&place.name), what));
             }
         }
         Ok(Source { plan, scheme, items, divisors: llama3_divisors(&config.rope) })
@@ -234,7 +235,7 @@ impl<'a> Source<'a> {
     fn encoded(&self, index: usize) -> Result<Option<Encoded<'a>>> {
         let Some((place, kind)) = self.scheme.tensors.get(index) else { return Ok(None) };
         let Some(item) = self.items.get(place.name.as_str()) else { return Ok(None) };
-        let tensor = item.read(self.plan.checkpoint)?;
+        let tensor = item.read(self.plan.base)?;
         let bytes = encode::encode(&tensor, place.heads, *kind);
         Ok(Some((&place.stored, bytes.map_err(|error| error.at(format!("tensor {}", place.name)))?)))
     }

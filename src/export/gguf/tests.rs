@@ -1,7 +1,7 @@
 //! Whole files: the golden models there and back, every type, and nothing left of what fails.
 
 use super::*;
-use crate::model::{load, LoadOptions, TensorSource};
+use crate::model::{load, Checkpoint, LoadOptions, TensorSource};
 use serde_json::json;
 use std::fs;
 

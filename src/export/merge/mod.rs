@@ -11,7 +11,7 @@ use super::safetensors::{write_json, ShardWriter};
 use crate::adapter::peft::{self, PeftAdapter};
 use crate::error::{Error, Result};
 use crate::model::weights::{base_hash, HashDepth};
-use crate::model::{Checkpoint, ModelConfig, RawTensor};
+use crate::model::{Checkpoint, ModelConfig, OpenModel, RawTensor};
 use plan::Plan;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ pub use crate::quant::SourceDtype as MergeDtype;
 /// What to merge, and how.
 #[derive(Debug, Clone)]
 pub struct MergeJob {
-    /// Folder of the model that the adapter was trained on.
+    /// The model that the adapter was trained on: a folder or a GGUF file.
     pub base: PathBuf,
     /// Folder of the adapter.
     pub adapter: PathBuf,
@@ -56,17 +56,16 @@ pub struct Summary {
 /// The base is not the adapter's, or NF4, and the job does not allow it; anything of the adapter that does not fit the
 /// base; a merged value that is not finite in its dtype; `out` exists; the disk.
 pub fn merge_folder(job: &MergeJob, progress: &mut dyn FnMut(usize, usize, &str)) -> Result<Summary> {
-    let config = ModelConfig::from_folder(&job.base)?;
-    refuse_rounded(&job.base, &config, job.dequantize_base)?;
-    let checkpoint = Checkpoint::open(&job.base)?;
+    let base = OpenModel::open(&job.base)?;
+    refuse_rounded(&job.base, &base.config, job.dequantize_base)?;
     let adapter = peft::read(&job.adapter)?;
-    let warnings = check_base(&adapter, &job.base, &checkpoint, job.any_base)?;
-    let plan = Plan::new(&config, &checkpoint, Some(&adapter), job.dtype)?;
+    let warnings = check_base(&adapter, &base, job.any_base)?;
+    let plan = Plan::new(&base.config, base.stored(), Some(&adapter), job.dtype)?;
     let folder = NewFolder::create(&job.out)?;
     let bytes = write(&plan, folder.path(), job.shard_bytes, progress)?;
-    let json = merged_config(&config, plan.unties, job.dtype);
+    let json = merged_config(&base.config, plan.unties, job.dtype);
     write_json(&folder.path().join("config.json"), &json)?;
-    folder.copy_companions(&job.base)?;
+    base.with_description(|description| folder.copy_companions(description))?;
     ModelConfig::from_folder(folder.path())?;
     Checkpoint::open(folder.path())?;
     folder.commit()?;
@@ -87,18 +86,13 @@ pub(super) fn refuse_rounded(base: &Path, config: &ModelConfig, accepted: bool) 
 ///
 /// # Errors
 /// It is another one, and `any_base` does not allow that.
-pub(super) fn check_base(
-    adapter: &PeftAdapter,
-    base: &Path,
-    checkpoint: &Checkpoint,
-    any_base: bool,
-) -> Result<Vec<String>> {
+pub(super) fn check_base(adapter: &PeftAdapter, base: &OpenModel, any_base: bool) -> Result<Vec<String>> {
     let Some(provenance) = &adapter.provenance else {
         let file = adapter.folder.join(peft::PROVENANCE_FILE);
         let warning = "no such file, so nothing tells whether the adapter was trained on this base";
         return Ok(vec![format!("{}: {warning}", file.display())]);
     };
-    match provenance.mismatch(base, &base_hash(checkpoint, HashDepth::Full)?) {
+    match provenance.mismatch(base.path(), &base_hash(base.stored(), HashDepth::Full)?) {
         None => Ok(Vec::new()),
         Some(what) if any_base => Ok(vec![what]),
         Some(what) => Err(Error::failed(what).hint("name that model as the base, or insist with --any-base")),
@@ -117,7 +111,7 @@ fn write(
     let mut ready: Option<(&str, RawTensor)> = None;
     let mut done = 0;
     for item in plan.items.iter().map(Some).chain([None]) {
-        let prepare = || item.map(|item| item.read(plan.checkpoint)).transpose();
+        let prepare = || item.map(|item| item.read(plan.base)).transpose();
         let write = || ready.iter().try_for_each(|(name, tensor)| writer.write(name, tensor));
         let (next, written) = rayon::join(prepare, write);
         written?;

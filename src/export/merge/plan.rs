@@ -8,15 +8,16 @@ use crate::error::{Error, Result};
 use crate::export::quantize::natural_key;
 use crate::export::safetensors::TensorSpec;
 use crate::model::weights::check_finite;
-use crate::model::{Checkpoint, ModelConfig, RawTensor, StoredDtype};
+use crate::model::{ModelConfig, RawTensor, StoredDtype, StoredTensors};
 use crate::ops::{MatRef, WeightRef};
 use crate::quant::file::PART_SUFFIXES;
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// Every tensor of the merged model.
 pub struct Plan<'a> {
     /// The base.
-    pub checkpoint: &'a Checkpoint,
+    pub base: &'a dyn StoredTensors,
     /// The tensors, in natural order of their names.
     pub items: Vec<Item<'a>>,
     /// Whether the base's head was its embedding, and the merged model's is not.
@@ -53,13 +54,13 @@ impl Source<'_> {
 }
 
 impl<'a> Plan<'a> {
-    /// Plans the tensors of `checkpoint` with `adapter`, or without one. `dtype` as in [`super::MergeJob`].
+    /// Plans the tensors of `base` with `adapter`, or without one. `dtype` as in [`super::MergeJob`].
     ///
     /// # Errors
     /// Anything of the adapter that does not fit the base; a tensor that is missing or of another shape.
     pub fn new(
         config: &ModelConfig,
-        checkpoint: &'a Checkpoint,
+        base: &'a dyn StoredTensors,
         adapter: Option<&'a PeftAdapter>,
         dtype: Option<MergeDtype>,
     ) -> Result<Plan<'a>> {
@@ -72,8 +73,9 @@ impl<'a> Plan<'a> {
         let (embedding, head) = (saved(EMBEDDING)?, saved(HEAD)?);
         // Under PEFT saved copies are not tied; two equal ones are as good as tied.
         let unties = config.tie_word_embeddings && embedding != head;
-        let mut names: Vec<&str> = checkpoint.names().filter(|name| !is_part(name, checkpoint)).collect();
-        if unties && !checkpoint.contains(HEAD) {
+        let mut names = base.names();
+        names.retain(|name| !is_part(name, base));
+        if unties && !base.contains(HEAD) {
             names.push(HEAD);
         }
         let mut source = |name: &str| match (linears.remove(name), name, embedding, head) {
@@ -83,11 +85,11 @@ impl<'a> Plan<'a> {
             _ => Source::Stored(name.into()),
         };
         names.sort_by_cached_key(|name| natural_key(name));
-        let items = names.into_iter().map(|name| Item::new(name, source(name), checkpoint, dtype));
+        let items = names.into_iter().map(|name| Item::new(name, source(name), base, dtype));
         let items = items.collect::<Result<_>>()?;
         match linears.keys().next() {
-            Some(name) => Err(Error::file(checkpoint.folder(), format!("tensor {name} is missing"))),
-            None => Ok(Plan { checkpoint, items, unties }),
+            Some(name) => Err(Error::file(Path::new(&base.place()), format!("tensor {name} is missing"))),
+            None => Ok(Plan { base, items, unties }),
         }
     }
 }
@@ -112,24 +114,21 @@ fn linears<'a>(config: &ModelConfig, adapter: Option<&'a PeftAdapter>) -> Result
 }
 
 /// Whether a tensor belongs to a 4-bit weight of another name.
-fn is_part(name: &str, checkpoint: &Checkpoint) -> bool {
-    PART_SUFFIXES.iter().any(|suffix| name.strip_suffix(suffix).is_some_and(|weight| checkpoint.is_nf4(weight)))
+fn is_part(name: &str, base: &dyn StoredTensors) -> bool {
+    PART_SUFFIXES.iter().any(|suffix| name.strip_suffix(suffix).is_some_and(|weight| base.is_nf4(weight)))
 }
 
 impl<'a> Item<'a> {
-    fn new(name: &str, source: Source<'a>, checkpoint: &Checkpoint, wanted: Option<MergeDtype>) -> Result<Item<'a>> {
-        let stored = |name: &str| checkpoint.get(name).map(|tensor| (float_dtype(&tensor), tensor.shape));
+    fn new(name: &str, source: Source<'a>, base: &dyn StoredTensors, wanted: Option<MergeDtype>) -> Result<Item<'a>> {
+        let stored = |name: &str| base.about(name).map(|(dtype, shape)| (dtype.float(), shape));
         let (dtype, shape) = match &source {
-            Source::Linear { shape: [rows, cols], .. } if checkpoint.is_nf4(name) => {
-                (Some(checkpoint.expect_nf4(name, *rows, *cols)?.dtype), vec![*rows, *cols])
+            Source::Linear { shape: [rows, cols], .. } if base.is_nf4(name) => {
+                (base.nf4(name, *rows, *cols)?.map(|matrix| matrix.dtype), vec![*rows, *cols])
             }
-            Source::Linear { shape, .. } => {
-                let tensor = checkpoint.expect(name, shape)?;
-                (float_dtype(&tensor), tensor.shape)
-            }
+            Source::Linear { shape, .. } => (Some(base.expect_float(name, shape)?), shape.to_vec()),
             // A head that the base does not store gets the dtype of the embedding that it was.
             Source::Saved(weight) => {
-                let like = if checkpoint.contains(name) { name } else { EMBEDDING };
+                let like = if base.contains(name) { name } else { EMBEDDING };
                 (stored(like)?.0, vec![weight.rows, weight.cols])
             }
             Source::Stored(name) => stored(name)?,
@@ -146,16 +145,16 @@ impl<'a> Item<'a> {
     ///
     /// # Errors
     /// A value that is not finite, or that the dtype cannot hold.
-    pub fn read(&self, checkpoint: &Checkpoint) -> Result<RawTensor> {
-        let place = || format!("{}: tensor {}", checkpoint.path_of(&self.name).display(), self.name);
-        self.merged(checkpoint).map_err(|error| error.at(place()))
+    pub fn read(&self, base: &dyn StoredTensors) -> Result<RawTensor> {
+        let place = || format!("{}: tensor {}", base.path_of(&self.name).display(), self.name);
+        self.merged(base).map_err(|error| error.at(place()))
     }
 
-    fn merged(&self, checkpoint: &Checkpoint) -> Result<RawTensor> {
-        let Some(dtype) = self.dtype else { return checkpoint.get(&self.name) };
+    fn merged(&self, base: &dyn StoredTensors) -> Result<RawTensor> {
+        let Some(dtype) = self.dtype else { return base.get(&self.name) };
         match &self.source {
             Source::Stored(name) => {
-                let tensor = checkpoint.get(name)?;
+                let tensor = base.get(name)?;
                 check_finite(name, &tensor)?;
                 tensor::convert(&tensor, dtype)
             }
@@ -164,11 +163,10 @@ impl<'a> Item<'a> {
             }
             Source::Linear { shape: [rows, cols], adapter } => {
                 let delta = adapter.map(LinearAdapter::delta);
-                if checkpoint.is_nf4(&self.name) {
-                    let matrix = checkpoint.expect_nf4(&self.name, *rows, *cols)?;
+                if let Some(matrix) = base.nf4(&self.name, *rows, *cols)? {
                     return tensor::merge(WeightRef::Nf4(&matrix), delta, dtype);
                 }
-                let tensor = checkpoint.get(&self.name)?;
+                let tensor = base.get(&self.name)?;
                 match tensor.values() {
                     Some(values) => tensor::merge(tensor::weight_ref(values, *rows, *cols), delta, dtype),
                     None => Ok(tensor),
@@ -176,8 +174,4 @@ impl<'a> Item<'a> {
             }
         }
     }
-}
-
-fn float_dtype(tensor: &RawTensor) -> Option<MergeDtype> {
-    tensor.values().map(|values| values.dtype())
 }

@@ -23,7 +23,7 @@ pub use tokenizer::TokenizerFiles;
 pub use values::checkpoint_row;
 
 use super::hf_config::ModelConfig;
-use super::load::TensorSource;
+use super::source::{StoredTensors, TensorSource};
 use crate::data::tokenize::Tokenizer;
 use crate::error::{Error, Result};
 use crate::quant::file::{RawTensor, StoredDtype};
@@ -126,9 +126,19 @@ impl Gguf {
     ///
     /// Errors: as [`Gguf::tokenizer`]; a temporary folder cannot be written.
     pub fn load_tokenizer(&self) -> Result<Tokenizer> {
-        let folder = tempfile::tempdir().map_err(|e| Error::io(&std::env::temp_dir(), "write into", e))?;
-        self.write_description(folder.path())?;
-        Tokenizer::load(folder.path(), Some(self.config.vocab_size)).map_err(|e| e.at(self.path().display()))
+        self.with_description(|folder| Tokenizer::load(folder, Some(self.config.vocab_size)))
+    }
+
+    /// Calls `read` with a temporary folder that holds what [`Gguf::write_description`] writes.
+    ///
+    /// Errors: those of `read`, in which this file stands for the folder; a temporary folder that cannot be written.
+    pub fn with_description<T>(&self, read: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+        let place = tempfile::tempdir().map_err(|e| Error::io(&std::env::temp_dir(), "write into", e))?;
+        // Templates are named after the place where they were found: let that tell the model.
+        let folder = place.path().join(self.path().file_name().unwrap_or("gguf".as_ref()));
+        std::fs::create_dir(&folder).map_err(|e| Error::io(&folder, "create", e))?;
+        self.write_description(&folder)?;
+        read(&folder).map_err(|error| error.with_place(&folder, self.path()))
     }
 
     /// Writes everything of a model folder but the weights: `config.json`, `tokenizer.json`, `tokenizer_config.json`,
@@ -192,6 +202,32 @@ impl TensorSource for Gguf {
 
     fn place(&self) -> String {
         self.path().display().to_string()
+    }
+}
+
+impl StoredTensors for Gguf {
+    fn names(&self) -> Vec<&str> {
+        self.index.keys().map(String::as_str).collect()
+    }
+
+    fn about(&self, name: &str) -> Result<(StoredDtype, Vec<usize>)> {
+        self.entry(name).map(|entry| (stored_dtype(entry), entry.info.shape.clone()))
+    }
+
+    fn get(&self, name: &str) -> Result<RawTensor> {
+        Gguf::get(self, name)
+    }
+
+    fn copies(&self) -> bool {
+        true
+    }
+
+    fn is_nf4(&self, _name: &str) -> bool {
+        false
+    }
+
+    fn path_of(&self, _name: &str) -> &Path {
+        self.path()
     }
 }
 

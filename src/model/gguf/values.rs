@@ -62,6 +62,8 @@ pub fn read(map: &Arc<Mmap>, info: &TensorInfo, form: Form) -> Result<RawTensor,
             })
             .find_map_first(|result| result.err());
     });
+    // What was copied is not read again soon: a file larger than memory passes through it.
+    Bytes::mapped(map, file, 1).release();
     match flaw {
         Some(flaw) => Err(flaw),
         None => Ok(RawTensor { dtype: stored, shape, bytes }),

@@ -4,6 +4,7 @@ use crate::data::batch::{BatchSettings, Batches};
 use crate::data::load;
 use crate::data::tokenize::Tokenizer;
 use crate::error::Result;
+use crate::model::open::with_description;
 use crate::train::config::RunConfig;
 use crate::train::start::count_steps;
 use serde::Serialize;
@@ -39,8 +40,10 @@ pub struct Epoch {
 /// # Errors
 /// The tokenizer or the text cannot be read.
 pub fn of_text(config: &RunConfig, vocabulary: usize) -> Result<Amount> {
-    let tokenizer = Tokenizer::load(Path::new(&config.model), Some(vocabulary))?;
-    let train = load::load(&config.data, &tokenizer, Path::new(&config.model), &mut |_| {})?.train;
+    let train = with_description(Path::new(&config.model), |model| {
+        let tokenizer = Tokenizer::load(model, Some(vocabulary))?;
+        Ok(load::load(&config.data, &tokenizer, model, &mut |_| {})?.train)
+    })?;
     let settings = BatchSettings {
         sequence_length: config.data.sequence_length,
         packing: config.data.packing,

@@ -22,7 +22,8 @@ use crate::adapter::peft;
 use crate::data::formats;
 use crate::device;
 use crate::error::{Error, Result};
-use crate::model::{gguf, Keep, Method, ModelConfig};
+use crate::model::open::{config_of, with_description};
+use crate::model::{Keep, Method, ModelConfig};
 use crate::ops::cross_entropy;
 use job::{Adapters, Job};
 use replay::ArenaBytes;
@@ -286,13 +287,10 @@ impl Situation {
     /// Reads what the plan of `config` depends on: config.json, the sizes of tokenizer and text, an adapter's options.
     ///
     /// # Errors
-    /// A model folder without a sound config.json; an adapter that cannot be read.
+    /// A model without a sound configuration; an adapter that cannot be read.
     pub fn of(config: &RunConfig) -> Result<Situation> {
-        let folder = Path::new(&config.model);
-        let model = match gguf::is_gguf(folder) {
-            true => gguf::Gguf::open(folder, None)?.config().clone(),
-            false => ModelConfig::from_folder(folder)?,
-        };
+        let place = Path::new(&config.model);
+        let model = config_of(place)?;
         let adapters = match config.adapter.as_deref().map(peft::read).transpose()? {
             Some(adapter) => {
                 let embeddings = config.train_embeddings || !adapter.saved().is_empty();
@@ -306,7 +304,7 @@ impl Situation {
         };
         let job = Job::new(config, &model, &adapters, threads);
         let size = |path: &Path| std::fs::metadata(path).map_or(0, |about| about.len());
-        let tokenizer = TOKENIZER_FACTOR * size(&folder.join("tokenizer.json"));
+        let tokenizer = with_description(place, |folder| Ok(TOKENIZER_FACTOR * size(&folder.join("tokenizer.json"))))?;
         let program = device::resident_bytes() + PROGRAM + tokenizer + text_bytes(config);
         Ok(Situation { job, adapters, model, program, budget: Budget::new(config.training.memory_limit_gib) })
     }
