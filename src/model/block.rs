@@ -192,7 +192,8 @@ impl Block {
 
         let mut attended = arena.matrix(q.y.rows(), q.y.cols());
         let mut lse = arena.matrix(q.y.rows(), context.shape.heads);
-        attention::forward(context.shape, &q.y, &k.y, &v.y, context.segments, &mut attended, &mut lse);
+        let inputs = attention::Inputs { q: &q.y, k: &k.y, v: &v.y, segments: context.segments };
+        attention::forward(context.shape, pass.compute, inputs, &mut attended, &mut lse);
         let (q, k, v) = (q.holding(q_half), k.holding(k_half), v.holding(v_half));
         let attended_half = rounded(pass, &mut attended, halve);
         let mut middle = arena.matrix(x.rows(), x.cols());
@@ -302,9 +303,10 @@ impl Block {
         let [q_hidden, k_hidden, v_hidden] = [q.hidden, k.hidden, v.hidden];
         let (q, k, v) = (q.y.matrix(arena), k.y.matrix(arena), v.y.matrix(arena));
         let [mut dq, mut dk, mut dv] = [&q, &k, &v].map(|matrix| arena.matrix(matrix.rows(), matrix.cols()));
-        let kept = attention::Saved { q: &q, k: &k, v: &v, out: &attended, lse: &lse };
+        let inputs = attention::Inputs { q: &q, k: &k, v: &v, segments: context.segments };
+        let kept = attention::Saved { inputs, out: &attended, lse: &lse };
         let outputs = attention::Grads { dq: &mut dq, dk: &mut dk, dv: &mut dv };
-        attention::backward(context.shape, kept, &attended_gradient, context.segments, arena, outputs);
+        attention::backward(context.shape, pass.compute, kept, &attended_gradient, arena, outputs);
         drop((q, k, v, attended, attended_gradient, lse));
         rope::apply(&mut dq, context.shape.heads, context.positions, context.rope, Direction::Backward);
         rope::apply(&mut dk, context.shape.kv_heads, context.positions, context.rope, Direction::Backward);

@@ -5,13 +5,15 @@
 //! then added in order. How a unit is cut depends on the shape and the segments only, so the sums have one order
 //! whatever the number of threads. dq of a block belongs to one piece.
 
+use super::block::row_words;
+use super::pairs::{interleaved, neighbours, Arithmetic, Source};
 use super::parallel::{in_order, scratch};
 use super::product::{product, Before, Left, Right, Size, Target, PADDING};
 use super::rows::{pack_transposed, Lanes, Rows, Shared};
 use super::softmax::{softmax_gradient, LaneGradient};
 use super::visible::Limits;
-use super::{check_segments, gaps, AttentionShape, BLOCK};
-use crate::device::{cpu_path, CpuPath};
+use super::{check_segments, gaps, AttentionShape, Inputs, BLOCK};
+use crate::device::{cpu_path, Compute};
 use crate::ops::profile;
 use crate::ops::{Arena, Matrix};
 use std::ops::Range;
@@ -20,12 +22,8 @@ use std::sync::OnceLock;
 /// What [`super::forward`] read and wrote.
 #[derive(Clone, Copy)]
 pub struct Saved<'a> {
-    /// `[T, heads * head_dim]`.
-    pub q: &'a [f32],
-    /// `[T, kv_heads * head_dim]`.
-    pub k: &'a [f32],
-    /// `[T, kv_heads * head_dim]`.
-    pub v: &'a [f32],
+    /// What it read.
+    pub inputs: Inputs<'a>,
     /// `[T, heads * head_dim]`.
     pub out: &'a [f32],
     /// `[T, heads]`.
@@ -50,13 +48,13 @@ pub struct Grads<'a> {
 /// Panics if a slice has another length or the segments overlap.
 pub fn backward(
     shape: AttentionShape,
+    compute: Compute,
     saved: Saved<'_>,
     dout: &[f32],
-    segments: &[Range<usize>],
     arena: &Arena,
     grads: Grads<'_>,
 ) {
-    backward_on(cpu_path(), Problem { shape, saved, dout, segments }, arena, grads);
+    backward_on(Arithmetic::new(cpu_path(), compute), Problem { shape, saved, dout }, arena, grads);
 }
 
 /// `[rows, cols]` of the matrices that [`backward`] borrows at most at a time on so many threads: dk and dv of every
@@ -82,13 +80,12 @@ pub(super) struct Problem<'a> {
     pub shape: AttentionShape,
     pub saved: Saved<'a>,
     pub dout: &'a [f32],
-    pub segments: &'a [Range<usize>],
 }
 
-/// [`backward`] on a given kernel path.
-pub(super) fn backward_on(path: CpuPath, problem: Problem<'_>, arena: &Arena, grads: Grads<'_>) {
+/// [`backward`] with given instructions.
+pub(super) fn backward_on(with: Arithmetic, problem: Problem<'_>, arena: &Arena, grads: Grads<'_>) {
     let _span = profile::span("attention backward", 0.0);
-    let Problem { shape, segments, .. } = problem;
+    let (shape, segments) = (problem.shape, problem.saved.inputs.segments);
     let rows = check(&problem, &grads);
     let (width, kv_width) = (shape.query_width(), shape.kv_width());
     for gap in gaps(segments, rows) {
@@ -104,7 +101,7 @@ pub(super) fn backward_on(path: CpuPath, problem: Problem<'_>, arena: &Arena, gr
     in_order(order.len(), |task| {
         let (unit, piece) = order[task];
         let unit = &units[unit];
-        let sums = Piece::new(path, &problem, unit, arena).run(unit.pieces[piece].clone(), &outputs.dq);
+        let sums = Piece::new(with, &problem, unit, arena).run(unit.pieces[piece].clone(), &outputs.dq);
         if unit.pieces.len() == 1 {
             add_up(shape, unit, 0..unit.segment.len(), &[&sums], &outputs);
         } else {
@@ -128,12 +125,13 @@ pub(super) fn backward_on(path: CpuPath, problem: Problem<'_>, arena: &Arena, gr
 
 /// Panics unless all lengths agree; returns T.
 fn check(problem: &Problem<'_>, grads: &Grads<'_>) -> usize {
-    let Problem { shape, saved, dout, segments } = problem;
+    let Problem { shape, saved, dout } = problem;
+    let Inputs { q, k, v, segments } = saved.inputs;
     shape.check();
-    let rows = saved.q.len() / shape.query_width();
+    let rows = q.len() / shape.query_width();
     let (queries, keys) = (rows * shape.query_width(), rows * shape.kv_width());
-    assert_eq!((saved.q.len(), saved.out.len(), saved.lse.len()), (queries, queries, rows * shape.heads));
-    assert_eq!((saved.k.len(), saved.v.len(), dout.len()), (keys, keys, queries));
+    assert_eq!((q.len(), saved.out.len(), saved.lse.len()), (queries, queries, rows * shape.heads));
+    assert_eq!((k.len(), v.len(), dout.len()), (keys, keys, queries));
     assert_eq!((grads.dq.len(), grads.dk.len(), grads.dv.len()), (queries, keys, keys));
     check_segments(segments, rows);
     rows
@@ -235,7 +233,7 @@ fn add_up(shape: AttentionShape, unit: &Unit, rows: Range<usize>, pieces: &[&Sum
 
 /// Tiles and sums of a piece at work.
 struct Piece<'a> {
-    path: CpuPath,
+    with: Arithmetic,
     problem: &'a Problem<'a>,
     unit: &'a Unit,
     keys: Rows<'a>,
@@ -258,10 +256,53 @@ struct Tiles {
     /// `[BLOCK, BLOCK]`.
     scores: Matrix,
     gradients: Matrix,
+    words: Option<Words>,
+}
+
+/// Tiles of words of two bf16.
+struct Words {
+    /// Words of a row of `head_dim` values.
+    row: usize,
+    /// `[head_dim / 2, BLOCK]`: neighbours of a query, scaled, and of an output gradient.
+    queries_transposed: Matrix,
+    dout_transposed: Matrix,
+    /// `[BLOCK / 2, padded]`: two queries, two output gradients, two keys.
+    queries: Matrix,
+    dout: Matrix,
+    keys: Matrix,
+    /// `[BLOCK, row]`: neighbours of a key, of a value.
+    key_rows: Matrix,
+    value_rows: Matrix,
+    /// `[BLOCK, BLOCK / 2]`: two queries.
+    scores: Matrix,
+    gradients: Matrix,
+    /// `[BLOCK / 2, BLOCK]`: two keys.
+    gradients_of_keys: Matrix,
+}
+
+impl Words {
+    fn new(head_dim: usize, padded: usize) -> Words {
+        let (arena, row) = (scratch(), row_words(head_dim));
+        let pairs = || arena.matrix(BLOCK / 2, padded);
+        let (transposed, half) = (|| arena.matrix(head_dim.div_ceil(2), BLOCK), || arena.matrix(BLOCK, BLOCK / 2));
+        Words {
+            row,
+            queries_transposed: transposed(),
+            dout_transposed: transposed(),
+            queries: pairs(),
+            dout: pairs(),
+            keys: pairs(),
+            key_rows: arena.matrix(BLOCK, row),
+            value_rows: arena.matrix(BLOCK, row),
+            scores: half(),
+            gradients: half(),
+            gradients_of_keys: arena.matrix(BLOCK / 2, BLOCK),
+        }
+    }
 }
 
 impl Tiles {
-    fn new(head_dim: usize, padded: usize) -> Tiles {
+    fn new(with: Arithmetic, head_dim: usize, padded: usize) -> Tiles {
         let arena = scratch();
         Tiles {
             queries_transposed: arena.matrix(head_dim, BLOCK),
@@ -272,6 +313,7 @@ impl Tiles {
             dq: arena.matrix(BLOCK, padded),
             scores: arena.matrix(BLOCK, BLOCK),
             gradients: arena.matrix(BLOCK, BLOCK),
+            words: with.is_pairs().then(|| Words::new(head_dim, padded)),
         }
     }
 }
@@ -288,7 +330,7 @@ struct QueryBlock {
 }
 
 impl<'a> Piece<'a> {
-    fn new(path: CpuPath, problem: &'a Problem<'a>, unit: &'a Unit, arena: &Arena) -> Piece<'a> {
+    fn new(with: Arithmetic, problem: &'a Problem<'a>, unit: &'a Unit, arena: &Arena) -> Piece<'a> {
         let shape = problem.shape;
         let head_dim = shape.head_dim;
         let padded = head_dim.next_multiple_of(PADDING);
@@ -296,14 +338,14 @@ impl<'a> Piece<'a> {
         let view = |data: &'a [f32]| Rows { data: &data[offset..], stride: shape.kv_width(), head_dim };
         let length = unit.segment.len();
         Piece {
-            path,
+            with,
             problem,
             unit,
-            keys: view(problem.saved.k),
-            values: view(problem.saved.v),
+            keys: view(problem.saved.inputs.k),
+            values: view(problem.saved.inputs.v),
             padded,
             sums: Sums { dk: arena.matrix(length, padded), dv: arena.matrix(length, padded), rows: 0 },
-            tiles: Tiles::new(head_dim, padded),
+            tiles: Tiles::new(with, head_dim, padded),
         }
     }
 
@@ -326,7 +368,8 @@ impl<'a> Piece<'a> {
 
     /// Packs an item's queries and output gradients, and computes Δ.
     fn load(&mut self, item: usize) -> QueryBlock {
-        let Problem { shape, saved, dout, .. } = *self.problem;
+        let Problem { shape, saved, dout } = *self.problem;
+        let q = saved.inputs.q;
         let (queries, head_dim) = (self.unit.block(item % self.unit.blocks()), shape.head_dim);
         let head = self.unit.kv_head * shape.group() + item / self.unit.blocks();
         let count = queries.len();
@@ -347,54 +390,122 @@ impl<'a> Piece<'a> {
         let starts = &block.starts[..count];
         let lanes = |data| Lanes { data, starts, head_dim };
         let tiles = &mut self.tiles;
-        pack_transposed(self.path, lanes(saved.q), shape.scale(), block.width, &mut tiles.queries_transposed);
-        pack_transposed(self.path, lanes(dout), 1.0, block.width, &mut tiles.dout_transposed);
+        pack_transposed(self.with.path, lanes(q), shape.scale(), block.width, &mut tiles.queries_transposed);
+        pack_transposed(self.with.path, lanes(dout), 1.0, block.width, &mut tiles.dout_transposed);
         let view = |data: &'a [f32]| Rows { data: &data[starts[0]..], stride: shape.query_width(), head_dim };
-        view(saved.q).pack(0, count, self.padded, &mut tiles.queries);
-        view(dout).pack(0, count, self.padded, &mut tiles.dout);
+        match &mut tiles.words {
+            None => {
+                view(q).pack(0, count, self.padded, &mut tiles.queries);
+                view(dout).pack(0, count, self.padded, &mut tiles.dout);
+            }
+            Some(words) => {
+                let columns = |data| Source { data, rows: head_dim, length: block.width, stride: block.width };
+                interleaved(columns(&tiles.queries_transposed), block.width, &mut words.queries_transposed);
+                interleaved(columns(&tiles.dout_transposed), block.width, &mut words.dout_transposed);
+                interleaved(view(q).source(0, count), self.padded, &mut words.queries);
+                interleaved(view(dout).source(0, count), self.padded, &mut words.dout);
+            }
+        }
         block
     }
 
     /// The tile of `count` keys from `first` on: adds its part to dq of the block and to dk and dv of the piece.
     fn tile(&mut self, block: &QueryBlock, first: usize, count: usize) {
-        let (path, head_dim, padded, lanes) =
-            (self.path, self.problem.shape.head_dim, self.padded, block.queries.len());
+        self.scores(block, first, count);
         let tile = block.limits.tile(first, count);
-        let width = tile.width;
-        let tiles = &mut self.tiles;
-        let (scores, gradients) = (&mut tiles.scores[..count * width], &mut tiles.gradients[..count * width]);
-        for (strip, lane) in tile.strips() {
-            let size = Size { rows: strip.len(), columns: width - lane, depth: head_dim };
-            let start = strip.start * width + lane;
-            let right = Right { data: &tiles.queries_transposed[lane..], row: width };
-            let target = Target { data: &mut scores[start..], row: width, before: Before::Drop };
-            product(path, size, self.keys.left(first + strip.start), right, target);
-            let right = Right { data: &tiles.dout_transposed[lane..], row: width };
-            let target = Target { data: &mut gradients[start..], row: width, before: Before::Drop };
-            product(path, size, self.values.left(first + strip.start), right, target);
-        }
-        softmax_gradient(path, tile, scores, gradients, &block.lanes);
+        let (with, padded, lanes, width) = (self.with, self.padded, block.queries.len(), tile.width);
+        let Tiles { scores, gradients, words, queries, dout, keys, dq, .. } = &mut self.tiles;
+        softmax_gradient(with.path, tile, &mut scores[..count * width], &mut gradients[..count * width], &block.lanes);
+        let operands = match words {
+            None => Operands {
+                scores,
+                gradients,
+                gradients_of_keys: gradients,
+                queries,
+                dout,
+                keys: self.keys.right(first, count, keys),
+            },
+            Some(words) => {
+                let rows = |data| Source { data, rows: count, length: width, stride: width };
+                neighbours(rows(scores), width / 2, &mut words.scores);
+                neighbours(rows(gradients), width / 2, &mut words.gradients);
+                interleaved(rows(gradients), width, &mut words.gradients_of_keys);
+                interleaved(self.keys.source(first, count), padded, &mut words.keys);
+                Operands {
+                    scores: &words.scores,
+                    gradients: &words.gradients,
+                    gradients_of_keys: &words.gradients_of_keys,
+                    queries: &words.queries,
+                    dout: &words.dout,
+                    keys: Right { data: &words.keys, row: padded },
+                }
+            }
+        };
+        let per_word = with.per_word;
         let before = if first < self.sums.rows { Before::Keep } else { Before::Drop };
         for (strip, lane) in tile.strips() {
-            let size = Size { rows: strip.len(), columns: padded, depth: lanes - lane };
-            let start = strip.start * width + lane;
+            let size = Size { rows: strip.len(), columns: padded, depth: (lanes - lane).div_ceil(per_word) };
+            let start = (strip.start * width + lane) / per_word;
             let sums = (first + strip.start) * padded..(first + strip.end) * padded;
-            let right = Right { data: &tiles.dout[lane * padded..], row: padded };
+            let across = lane / per_word * padded;
+            let left = Left { data: &operands.scores[start..], row: width / per_word, step: 1 };
+            let right = Right { data: &operands.dout[across..], row: padded };
             let target = Target { data: &mut self.sums.dv[sums.clone()], row: padded, before };
-            product(path, size, Left { data: &scores[start..], row: width, step: 1 }, right, target);
-            let right = Right { data: &tiles.queries[lane * padded..], row: padded };
+            product(with, size, left, right, target);
+            let left = Left { data: &operands.gradients[start..], ..left };
+            let right = Right { data: &operands.queries[across..], row: padded };
             let target = Target { data: &mut self.sums.dk[sums], row: padded, before };
-            product(path, size, Left { data: &gradients[start..], row: width, step: 1 }, right, target);
+            product(with, size, left, right, target);
         }
-        let right = self.keys.right(first, count, &mut tiles.keys);
         let before = if first > 0 { Before::Keep } else { Before::Drop };
         for (lanes, count) in tile.columns(lanes) {
-            let size = Size { rows: lanes.len(), columns: padded, depth: count };
-            let left = Left { data: &gradients[lanes.start..], row: 1, step: width };
-            let target = Target { data: &mut tiles.dq[lanes.start * padded..], row: padded, before };
-            product(path, size, left, right, target);
+            let size = Size { rows: lanes.len(), columns: padded, depth: count.div_ceil(per_word) };
+            let left = Left { data: &operands.gradients_of_keys[lanes.start..], row: 1, step: width };
+            let target = Target { data: &mut dq[lanes.start * padded..], row: padded, before };
+            product(with, size, left, operands.keys, target);
         }
     }
+
+    /// Fills the tiles of scores and of do·v.
+    fn scores(&mut self, block: &QueryBlock, first: usize, count: usize) {
+        let tile = block.limits.tile(first, count);
+        let (with, width) = (self.with, tile.width);
+        let Tiles { scores, gradients, words, queries_transposed, dout_transposed, .. } = &mut self.tiles;
+        let (keys, values, queries, dout): (Left<'_>, Left<'_>, &[f32], &[f32]) = match words {
+            None => (self.keys.left(first), self.values.left(first), queries_transposed, dout_transposed),
+            Some(words) => {
+                neighbours(self.keys.source(first, count), words.row, &mut words.key_rows);
+                neighbours(self.values.source(first, count), words.row, &mut words.value_rows);
+                let left = |data| Left { data, row: words.row, step: 1 };
+                let (keys, values) = (left(&words.key_rows), left(&words.value_rows));
+                (keys, values, &words.queries_transposed, &words.dout_transposed)
+            }
+        };
+        let depth = self.problem.shape.head_dim.div_ceil(with.per_word);
+        for (strip, lane) in tile.strips() {
+            let size = Size { rows: strip.len(), columns: width - lane, depth };
+            let start = strip.start * width + lane;
+            let right = Right { data: &queries[lane..], row: width };
+            let target = Target { data: &mut scores[start..], row: width, before: Before::Drop };
+            product(with, size, keys.from_row(strip.start), right, target);
+            let right = Right { data: &dout[lane..], row: width };
+            let target = Target { data: &mut gradients[start..], row: width, before: Before::Drop };
+            product(with, size, values.from_row(strip.start), right, target);
+        }
+    }
+}
+
+/// What the three gradients of a tile are products of, as f32 or as words.
+struct Operands<'a> {
+    /// p, and ds, `[keys, queries]`.
+    scores: &'a [f32],
+    gradients: &'a [f32],
+    /// ds with its words along the keys.
+    gradients_of_keys: &'a [f32],
+    /// `[queries, padded]`.
+    queries: &'a [f32],
+    dout: &'a [f32],
+    keys: Right<'a>,
 }
 
 /// Σ aᵢ bᵢ in eight interleaved sums.

@@ -1,12 +1,12 @@
 //! A block of queries on its way over the keys: the inner loop of forward and of decoding.
 
+use super::pairs::{interleaved, neighbours, Arithmetic, Source};
 use super::parallel::scratch;
 use super::product::{product, Before, Left, Right, Size, Target, PADDING};
 use super::rows::{pack_transposed, Lanes, Rows};
 use super::softmax::{online_softmax, Running};
 use super::visible::Limits;
 use super::BLOCK;
-use crate::device::CpuPath;
 use crate::ops::Matrix;
 use std::ops::Range;
 
@@ -18,7 +18,8 @@ pub(super) struct BlockState {
     /// Length of a row of outputs or values: `head_dim`, rounded up to whole registers.
     pub padded: usize,
     pub lanes: usize,
-    /// `[head_dim, width]`, scaled.
+    arithmetic: Arithmetic,
+    /// `[head_dim, width]`, scaled; with pairs, words of two rows.
     queries: Matrix,
     /// `[BLOCK, width]`.
     pub scores: Matrix,
@@ -27,10 +28,28 @@ pub(super) struct BlockState {
     /// `[lanes, padded]`, to be divided by the running sum.
     pub outputs: Matrix,
     pub running: Running,
+    words: Option<Words>,
+}
+
+/// Tiles of words of two bf16.
+struct Words {
+    /// Words of a row of keys.
+    key_width: usize,
+    /// `[BLOCK, key_width]`: neighbours of a key.
+    keys: Matrix,
+    /// `[BLOCK / 2, width]`: two keys' weights.
+    weights: Matrix,
+    /// `[BLOCK / 2, padded]`: two keys' values.
+    values: Matrix,
+}
+
+/// Words of a row of `head_dim` values.
+pub(super) fn row_words(head_dim: usize) -> usize {
+    head_dim.div_ceil(2).next_multiple_of(PADDING)
 }
 
 impl BlockState {
-    pub fn new(head_dim: usize, lanes: usize) -> BlockState {
+    pub fn new(arithmetic: Arithmetic, head_dim: usize, lanes: usize) -> BlockState {
         let arena = scratch();
         let (width, padded) = (lanes.next_multiple_of(PADDING), head_dim.next_multiple_of(PADDING));
         BlockState {
@@ -38,45 +57,70 @@ impl BlockState {
             width,
             padded,
             lanes,
+            arithmetic,
             queries: arena.matrix(head_dim, width),
             scores: arena.matrix(BLOCK, width),
             values: arena.matrix(BLOCK, padded),
             outputs: arena.zeros(lanes, padded),
             running: Running::new(),
+            words: arithmetic.is_pairs().then(|| Words {
+                key_width: row_words(head_dim),
+                keys: arena.matrix(BLOCK, row_words(head_dim)),
+                weights: arena.matrix(BLOCK / 2, width),
+                values: arena.matrix(BLOCK / 2, padded),
+            }),
         }
     }
 
     /// Takes the queries in, times `scale`.
-    pub fn load_queries(&mut self, path: CpuPath, queries: Lanes<'_>, scale: f32) {
-        pack_transposed(path, queries, scale, self.width, &mut self.queries);
+    pub fn load_queries(&mut self, queries: Lanes<'_>, scale: f32) {
+        let width = self.width;
+        if !self.arithmetic.is_pairs() {
+            return pack_transposed(self.arithmetic.path, queries, scale, width, &mut self.queries);
+        }
+        let mut transposed = scratch().matrix(self.head_dim, width);
+        pack_transposed(self.arithmetic.path, queries, scale, width, &mut transposed);
+        let rows = Source { data: &transposed, rows: self.head_dim, length: width, stride: width };
+        interleaved(rows, width, &mut self.queries);
     }
 
     /// Goes over a range of keys, of which each lane sees those below its limit.
-    pub fn attend(&mut self, path: CpuPath, (keys, values): (Rows, Rows), range: Range<usize>, limits: &Limits) {
-        let (width, padded) = (self.width, self.padded);
+    pub fn attend(&mut self, (keys, values): (Rows, Rows), range: Range<usize>, limits: &Limits) {
+        let (width, padded, arithmetic) = (self.width, self.padded, self.arithmetic);
         for first in range.clone().step_by(BLOCK) {
             let tile = limits.tile(first, BLOCK.min(range.end - first));
             let scores = &mut self.scores[..tile.count * width];
+            let left = match &mut self.words {
+                Some(words) => {
+                    neighbours(keys.source(first, tile.count), words.key_width, &mut words.keys);
+                    Left { data: &words.keys, row: words.key_width, step: 1 }
+                }
+                None => keys.left(first),
+            };
             for (strip, lane) in tile.strips() {
-                let size = Size { rows: strip.len(), columns: width - lane, depth: self.head_dim };
+                let depth = self.head_dim.div_ceil(arithmetic.per_word);
+                let size = Size { rows: strip.len(), columns: width - lane, depth };
                 let right = Right { data: &self.queries[lane..], row: width };
                 let data = &mut scores[strip.start * width + lane..];
-                product(
-                    path,
-                    size,
-                    keys.left(first + strip.start),
-                    right,
-                    Target { data, row: width, before: Before::Drop },
-                );
+                let target = Target { data, row: width, before: Before::Drop };
+                product(arithmetic, size, left.from_row(strip.start), right, target);
             }
-            online_softmax(path, tile, scores, &mut self.running);
-            let right = values.right(first, tile.count, &mut self.values);
+            online_softmax(arithmetic.path, tile, scores, &mut self.running);
+            let (weights, right): (&[f32], Right<'_>) = match &mut self.words {
+                Some(words) => {
+                    let rows = Source { data: scores, rows: tile.count, length: width, stride: width };
+                    interleaved(rows, width, &mut words.weights);
+                    interleaved(values.source(first, tile.count), padded, &mut words.values);
+                    (&words.weights, Right { data: &words.values, row: padded })
+                }
+                None => (scores, values.right(first, tile.count, &mut self.values)),
+            };
             for (lanes, count) in tile.columns(self.lanes) {
-                let size = Size { rows: lanes.len(), columns: padded, depth: count };
-                let left = Left { data: &scores[lanes.start..], row: 1, step: width };
+                let size = Size { rows: lanes.len(), columns: padded, depth: count.div_ceil(arithmetic.per_word) };
+                let left = Left { data: &weights[lanes.start..], row: 1, step: width };
                 let before = Before::Scale(&self.running.decay[lanes.start..]);
                 let data = &mut self.outputs[lanes.start * padded..];
-                product(path, size, left, right, Target { data, row: padded, before });
+                product(arithmetic, size, left, right, Target { data, row: padded, before });
             }
         }
     }

@@ -4,6 +4,7 @@
 //! that the caller's threads take.
 
 use super::block::BlockState;
+use super::pairs::Arithmetic;
 use super::parallel::in_order;
 use super::product::PADDING;
 use super::row;
@@ -139,7 +140,7 @@ impl RowAttention {
         let keys = Rows { data: &cache.keys[place.clone()], stride: head_dim, head_dim };
         let values = Rows { data: &cache.values[place], ..keys };
         let first = task / self.shape.kv_heads * ROW_PART;
-        let mut state = BlockState::new(head_dim, lanes);
+        let mut state = BlockState::new(Arithmetic::f32(self.path), head_dim, lanes);
         self.over(&mut state, new.queries, (keys, values), first..self.past.min(first + ROW_PART));
         if self.is_last(task) {
             let row = |data| Rows { data, stride: head_dim, head_dim };
@@ -160,9 +161,9 @@ impl RowAttention {
         }
         let head_dim = self.shape.head_dim;
         let starts: Vec<usize> = (0..state.lanes).map(|lane| lane * head_dim).collect();
-        state.load_queries(self.path, Lanes { data: queries, starts: &starts, head_dim }, self.shape.scale());
+        state.load_queries(Lanes { data: queries, starts: &starts, head_dim }, self.shape.scale());
         let limits = Limits::new(state.lanes, |_| range.end);
-        state.attend(self.path, (keys, values), range, &limits);
+        state.attend((keys, values), range, &limits);
     }
 
     /// The output of a head's queries, `[group * head_dim]`, from the results of its parts in order.
@@ -255,14 +256,14 @@ impl Plan {
         let values = Rows { data: &cache.values[place], ..keys };
         let visible = self.limit(range.end - 1);
         let visible = if self.parts == 1 { 0..visible } else { part * PART..visible.min((part + 1) * PART) };
-        let mut state = BlockState::new(head_dim, range.len());
+        let mut state = BlockState::new(Arithmetic::f32(path), head_dim, range.len());
         if self.rows == 1 && self.lanes <= row::LANES {
             let queries = &q[starts[0]..starts[0] + self.lanes * head_dim];
             row::attend(path, &mut state, (queries, self.shape.scale()), (keys, values), visible);
             return state;
         }
-        state.load_queries(path, Lanes { data: q, starts, head_dim }, self.shape.scale());
-        state.attend(path, (keys, values), visible, &limits);
+        state.load_queries(Lanes { data: q, starts, head_dim }, self.shape.scale());
+        state.attend((keys, values), visible, &limits);
         state
     }
 }

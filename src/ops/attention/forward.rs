@@ -1,44 +1,40 @@
 //! Forward: one task per (segment, query head, block of 64 queries).
 
 use super::block::BlockState;
+use super::pairs::Arithmetic;
 use super::parallel::in_order;
 use super::rows::{Lanes, Rows, Shared};
 use super::visible::Limits;
 use super::{check_segments, gaps, AttentionShape, BLOCK};
-use crate::device::{cpu_path, CpuPath};
+use crate::device::{cpu_path, Compute};
 use crate::ops::profile;
 use std::ops::Range;
 
 /// Attention of every row over its own segment.
 ///
-/// `q` is `[T, heads * head_dim]`, `k` and `v` are `[T, kv_heads * head_dim]`; `out` is like `q`, and `lse` is
-/// `[T, heads]`, what [`super::backward`] needs. `segments` are disjoint ascending row ranges covering documents; a row
-/// attends to the rows of its own segment at or before it. Rows outside every segment get 0 in `out` and `lse`.
+/// `out` is like `q`, and `lse` is `[T, heads]`, what [`super::backward`] needs. A row attends to the rows of its own
+/// segment at or before it. Rows outside every segment get 0 in `out` and `lse`.
 ///
 /// Panics if a slice has another length or the segments overlap.
-pub fn forward(
-    shape: AttentionShape,
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    segments: &[Range<usize>],
-    out: &mut [f32],
-    lse: &mut [f32],
-) {
-    forward_on(cpu_path(), shape, Inputs { q, k, v, segments }, out, lse);
+pub fn forward(shape: AttentionShape, compute: Compute, inputs: Inputs<'_>, out: &mut [f32], lse: &mut [f32]) {
+    forward_on(Arithmetic::new(cpu_path(), compute), shape, inputs, out, lse);
 }
 
 /// What attention reads.
 #[derive(Clone, Copy)]
-pub(super) struct Inputs<'a> {
+pub struct Inputs<'a> {
+    /// `[T, heads * head_dim]`.
     pub q: &'a [f32],
+    /// `[T, kv_heads * head_dim]`.
     pub k: &'a [f32],
+    /// `[T, kv_heads * head_dim]`.
     pub v: &'a [f32],
+    /// Documents: disjoint ascending ranges of rows.
     pub segments: &'a [Range<usize>],
 }
 
-/// [`forward`] on a given kernel path.
-pub(super) fn forward_on(path: CpuPath, shape: AttentionShape, inputs: Inputs, out: &mut [f32], lse: &mut [f32]) {
+/// [`forward`] with given instructions.
+pub(super) fn forward_on(with: Arithmetic, shape: AttentionShape, inputs: Inputs, out: &mut [f32], lse: &mut [f32]) {
     let _span = profile::span("attention forward", 0.0);
     shape.check();
     let rows = inputs.q.len() / shape.query_width();
@@ -53,7 +49,7 @@ pub(super) fn forward_on(path: CpuPath, shape: AttentionShape, inputs: Inputs, o
     }
     let tasks = tasks(shape, inputs.segments);
     let (out, lse) = (Shared::new(out), Shared::new(lse));
-    in_order(tasks.len(), |index| run(path, shape, inputs, &tasks[index], (&out, &lse)));
+    in_order(tasks.len(), |index| run(with, shape, inputs, &tasks[index], (&out, &lse)));
 }
 
 /// A block of queries of one head.
@@ -79,19 +75,19 @@ fn tasks(shape: AttentionShape, segments: &[Range<usize>]) -> Vec<Task> {
     tasks
 }
 
-fn run(path: CpuPath, shape: AttentionShape, inputs: Inputs, task: &Task, outputs: (&Shared, &Shared)) {
+fn run(with: Arithmetic, shape: AttentionShape, inputs: Inputs, task: &Task, outputs: (&Shared, &Shared)) {
     let Task { segment, head, queries } = task;
     let (head_dim, lanes) = (shape.head_dim, queries.len());
     let first_row = segment.start + queries.start;
     let starts: [usize; BLOCK] = std::array::from_fn(|lane| (first_row + lane) * shape.query_width() + head * head_dim);
     let starts = &starts[..lanes];
     let limits = Limits::new(lanes, |lane| queries.start + lane + 1);
-    let mut state = BlockState::new(head_dim, lanes);
-    state.load_queries(path, Lanes { data: inputs.q, starts, head_dim }, shape.scale());
+    let mut state = BlockState::new(with, head_dim, lanes);
+    state.load_queries(Lanes { data: inputs.q, starts, head_dim }, shape.scale());
     let offset = segment.start * shape.kv_width() + head / shape.group() * head_dim;
     let view = |data| Rows { data, stride: shape.kv_width(), head_dim };
     let keys_values = (view(&inputs.k[offset..]), view(&inputs.v[offset..]));
-    state.attend(path, keys_values, 0..queries.end, &limits);
+    state.attend(keys_values, 0..queries.end, &limits);
     for (lane, &start) in starts.iter().enumerate() {
         // SAFETY: no other task has this head of this row.
         let (out, lse) = unsafe {

@@ -14,6 +14,9 @@
 //! FlashAttention), and backward computes p again from lse. Tiles hold scores with the keys as rows and the queries as
 //! lanes, so that maxima, sums and masks need no work across lanes. Tiles above the diagonal are never visited.
 //!
+//! With bf16 operands, all five products take p, ds, q / √D and the others rounded to bf16 where the path multiplies such
+//! ([`pairs`]); scores, softmax and sums stay f32.
+//!
 //! Invariant: results depend on the shape, the segments and the kernel path, not on the number of threads: blocks are
 //! cut relative to their segment and every sum has a fixed order.
 
@@ -24,6 +27,7 @@ mod cached;
 pub mod cuda;
 pub(crate) mod exp;
 mod forward;
+mod pairs;
 mod parallel;
 mod product;
 mod row;
@@ -39,7 +43,7 @@ mod tests;
 
 pub use backward::{backward, borrowed, Grads, Saved};
 pub use cached::{cached_forward, CacheView, NewRow, RowAttention};
-pub use forward::forward;
+pub use forward::{forward, Inputs};
 
 use std::ops::Range;
 

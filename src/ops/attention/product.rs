@@ -3,9 +3,11 @@
 //! Legend: M rows of c, N columns (a multiple of [`PADDING`]), K the reduction.
 //! `a` is read one value at a time and broadcast, at any strides, so a transposed `a` costs nothing; `b` and `c` are read
 //! by registers along their rows. A register tile of c stays in registers over the whole of K.
+//!
+//! With [`Arithmetic`] of pairs, a value of `a` or `b` is a word of two bf16 and K counts words; c stays f32.
 
-use super::simd::{dispatch, Kernel, Vector};
-use crate::device::CpuPath;
+use super::pairs::Arithmetic;
+use super::simd::{dispatch, dispatch_pairs, Kernel, Vector};
 
 /// Row lengths of `b` and `c` are multiples of this: the widest register of any path.
 pub(super) const PADDING: usize = 16;
@@ -16,6 +18,13 @@ pub(super) struct Left<'a> {
     pub data: &'a [f32],
     pub row: usize,
     pub step: usize,
+}
+
+impl Left<'_> {
+    /// The same from row `first` on.
+    pub fn from_row(self, first: usize) -> Self {
+        Left { data: &self.data[first * self.row..], ..self }
+    }
 }
 
 /// Right operand: row k starts at `data[k * row]`.
@@ -50,7 +59,7 @@ pub(super) struct Size {
 }
 
 /// `c (+)= a · b`.
-pub(super) fn product(path: CpuPath, size: Size, a: Left<'_>, b: Right<'_>, c: Target<'_>) {
+pub(super) fn product(arithmetic: Arithmetic, size: Size, a: Left<'_>, b: Right<'_>, c: Target<'_>) {
     let Size { rows, columns, depth } = size;
     if rows == 0 || columns == 0 {
         return;
@@ -60,7 +69,11 @@ pub(super) fn product(path: CpuPath, size: Size, a: Left<'_>, b: Right<'_>, c: T
     assert!((depth - 1) * b.row + columns <= b.data.len());
     assert!((rows - 1) * c.row + columns <= c.data.len());
     assert!(!matches!(c.before, Before::Scale(factors) if factors.len() < rows));
-    dispatch(path, Product { size, a, b, c });
+    let product = Product { size, a, b, c };
+    match arithmetic.is_pairs() {
+        true => dispatch_pairs(arithmetic.path, product),
+        false => dispatch(arithmetic.path, product),
+    }
 }
 
 struct Product<'a> {

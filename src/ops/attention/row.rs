@@ -6,6 +6,7 @@
 
 use super::block::BlockState;
 use super::exp::exp;
+use super::pairs::Arithmetic;
 use super::product::{product, Before, Left, Size, Target};
 use super::rows::Rows;
 use super::simd::{dispatch, Kernel, Vector};
@@ -41,7 +42,7 @@ pub(super) fn attend(
             let left = Left { data: &scores[start..], row: TILE, step: 1 };
             let right = values.right(first + start, depth, &mut state.values);
             let before = if start == 0 { Before::Scale(&running.decay) } else { Before::Keep };
-            product(path, size, left, right, Target { data: &mut state.outputs, row: padded, before });
+            product(Arithmetic::f32(path), size, left, right, Target { data: &mut state.outputs, row: padded, before });
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Rows of one head as a strided view, and their copies into padded tiles.
 
+use super::pairs::Source;
 use super::product::{Left, Right, PADDING};
 use super::simd::{dispatch, Kernel, Vector};
 use crate::device::CpuPath;
@@ -16,6 +17,11 @@ pub(super) struct Rows<'a> {
 impl<'a> Rows<'a> {
     pub fn row(&self, row: usize) -> &'a [f32] {
         &self.data[row * self.stride..row * self.stride + self.head_dim]
+    }
+
+    /// `rows` rows from `first` on, to be made words of.
+    pub fn source(&self, first: usize, rows: usize) -> Source<'a> {
+        Source { data: &self.data[first * self.stride..], rows, length: self.head_dim, stride: self.stride }
     }
 
     /// Rows from `first` on as the left operand of a product over the head's values.

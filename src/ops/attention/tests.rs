@@ -6,8 +6,9 @@ use super::backward::{backward_on, Problem};
 use super::cached::cached_forward_on;
 use super::exp::exp_in_place;
 use super::forward::{forward_on, Inputs};
+use super::pairs::Arithmetic;
 use super::{reference, AttentionShape, CacheView, Grads, Saved};
-use crate::device::CpuPath;
+use crate::device::{Compute, CpuPath};
 use crate::ops::Arena;
 use std::ops::Range;
 
@@ -54,21 +55,23 @@ impl Case {
         }
     }
 
-    fn forward(&self, path: CpuPath) -> (Vec<f32>, Vec<f32>) {
+    fn forward(&self, with: impl Into<Arithmetic>) -> (Vec<f32>, Vec<f32>) {
         let rows = self.q.len() / self.shape.query_width();
         let (mut out, mut lse) = (vec![f32::NAN; self.q.len()], vec![f32::NAN; rows * self.shape.heads]);
         let inputs = Inputs { q: &self.q, k: &self.k, v: &self.v, segments: &self.segments };
-        forward_on(path, self.shape, inputs, &mut out, &mut lse);
+        forward_on(with.into(), self.shape, inputs, &mut out, &mut lse);
         (out, lse)
     }
 
-    fn run(&self, path: CpuPath) -> Results {
-        let (out, lse) = self.forward(path);
+    fn run(&self, with: impl Into<Arithmetic>) -> Results {
+        let with = with.into();
+        let (out, lse) = self.forward(with);
         let mut gradients = [&self.q, &self.k, &self.v].map(|values| vec![f32::NAN; values.len()]);
         let [dq, dk, dv] = &mut gradients;
-        let saved = Saved { q: &self.q, k: &self.k, v: &self.v, out: &out, lse: &lse };
-        let problem = Problem { shape: self.shape, saved, dout: &self.dout, segments: &self.segments };
-        backward_on(path, problem, &Arena::new(), Grads { dq, dk, dv });
+        let inputs = Inputs { q: &self.q, k: &self.k, v: &self.v, segments: &self.segments };
+        let saved = Saved { inputs, out: &out, lse: &lse };
+        let problem = Problem { shape: self.shape, saved, dout: &self.dout };
+        backward_on(with, problem, &Arena::new(), Grads { dq, dk, dv });
         Results { out, lse, gradients }
     }
 
@@ -78,19 +81,36 @@ impl Case {
         let (out, lse) = reference::forward(self.shape, &self.q, &self.k, &self.v, &self.segments);
         let inputs = [&self.q[..], &self.k, &self.v];
         let gradients = reference::gradients(self.shape, inputs, &self.dout, &self.segments).unwrap();
-        for path in CpuPath::available() {
-            let results = self.run(path);
-            assert_close(&results.out, &out, 2e-6, &format!("{name} {path:?} out"));
-            assert_close(&results.lse, &lse, 2e-6, &format!("{name} {path:?} lse"));
+        for with in arithmetics() {
+            // Rounding to bf16 moves a value by 1/512 of itself at most; a wrong pairing moves results by their size.
+            let bound = |f32: f64| if with.is_pairs() { 1.5e-2 } else { f32 };
+            let results = self.run(with);
+            assert_close(&results.out, &out, bound(2e-6), &format!("{name} {with:?} out"));
+            assert_close(&results.lse, &lse, bound(2e-6), &format!("{name} {with:?} lse"));
             // Together: dq and dk of a document of one row are 0, a difference of two products that agree up to rounding.
             assert_close(
                 &results.gradients.concat(),
                 &gradients.concat(),
-                1e-5,
-                &format!("{name} {path:?} dq, dk, dv"),
+                bound(1e-5),
+                &format!("{name} {with:?} dq, dk, dv"),
             );
         }
     }
+}
+
+impl From<CpuPath> for Arithmetic {
+    fn from(path: CpuPath) -> Arithmetic {
+        Arithmetic::f32(path)
+    }
+}
+
+/// All ways in which this machine can compute attention: every path in f32, and with bf16 words where there are such.
+fn arithmetics() -> Vec<Arithmetic> {
+    let paths = CpuPath::available().into_iter();
+    let both = paths.flat_map(|path| [Compute::F32, Compute::Bf16].map(|compute| Arithmetic::new(path, compute)));
+    let mut all: Vec<Arithmetic> = both.collect();
+    all.dedup();
+    all
 }
 
 /// Every difference is at most `tolerance` times the largest true value.
@@ -196,7 +216,7 @@ fn documents_in_a_pack() {
 
 #[test]
 fn rows_outside_every_document_are_zero() {
-    for path in CpuPath::available() {
+    for path in arithmetics() {
         let case = Case::new(4, 2, 8, 20, &[3..5, 9..9, 10..14]);
         let Results { out, lse, gradients } = case.run(path);
         for row in [0, 1, 2, 5, 6, 7, 8, 9, 14, 19] {
@@ -213,7 +233,7 @@ fn rows_outside_every_document_are_zero() {
 fn a_pack_equals_its_documents_one_by_one() {
     let segments = [0..70, 70..71, 75..205];
     let pack = Case::new(4, 2, 16, 210, &segments);
-    for path in CpuPath::available() {
+    for path in arithmetics() {
         let whole = pack.run(path);
         for segment in &segments {
             let cut = |data: &[f32], width: usize| data[segment.start * width..segment.end * width].to_vec();
@@ -265,7 +285,7 @@ fn gradients_are_the_finite_differences_of_the_forward() {
 fn any_number_of_threads_gives_the_same_bits() {
     let cases = [Case::new(3, 1, 16, 700, &[0..700]), Case::new(4, 2, 8, 900, &[0..400, 400..401, 410..900])];
     for case in &cases {
-        for path in CpuPath::available() {
+        for path in arithmetics() {
             let one = in_pool(1, || case.run(path));
             for threads in [2, 3] {
                 let other = in_pool(threads, || case.run(path));

@@ -8,6 +8,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512bf16;
 mod portable;
 
 use crate::device::CpuPath;
@@ -72,4 +74,15 @@ pub(crate) fn dispatch<K: Kernel>(path: CpuPath, kernel: K) -> K::Output {
         // SAFETY: the portable vector is plain Rust.
         _ => unsafe { kernel.run::<portable::Portable>() },
     }
+}
+
+/// Runs a kernel on words of two bf16, on the path that has an instruction for them.
+pub(crate) fn dispatch_pairs<K: Kernel>(path: CpuPath, kernel: K) -> K::Output {
+    #[cfg(target_arch = "x86_64")]
+    if path == CpuPath::Avx512Bf16 {
+        // SAFETY: callers pass paths that device.rs has found on this machine.
+        return unsafe { avx512bf16::run(kernel) };
+    }
+    let _ = kernel;
+    unreachable!("{path:?} has no product of bf16 words")
 }
