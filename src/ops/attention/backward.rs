@@ -487,10 +487,10 @@ impl<'a> Piece<'a> {
             let start = strip.start * width + lane;
             let right = Right { data: &queries[lane..], row: width };
             let target = Target { data: &mut scores[start..], row: width, before: Before::Drop };
-            product(with, size, keys.from_row(strip.start), right, target);
+            product(with, size, keys.skip_rows(strip.start), right, target);
             let right = Right { data: &dout[lane..], row: width };
             let target = Target { data: &mut gradients[start..], row: width, before: Before::Drop };
-            product(with, size, values.from_row(strip.start), right, target);
+            product(with, size, values.skip_rows(strip.start), right, target);
         }
     }
 }

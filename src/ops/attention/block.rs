@@ -103,7 +103,7 @@ impl BlockState {
                 let right = Right { data: &self.queries[lane..], row: width };
                 let data = &mut scores[strip.start * width + lane..];
                 let target = Target { data, row: width, before: Before::Drop };
-                product(arithmetic, size, left.from_row(strip.start), right, target);
+                product(arithmetic, size, left.skip_rows(strip.start), right, target);
             }
             online_softmax(arithmetic.path, tile, scores, &mut self.running);
             let (weights, right): (&[f32], Right<'_>) = match &mut self.words {

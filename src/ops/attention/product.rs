@@ -21,9 +21,9 @@ pub(super) struct Left<'a> {
 }
 
 impl Left<'_> {
-    /// The same from row `first` on.
-    pub fn from_row(self, first: usize) -> Self {
-        Left { data: &self.data[first * self.row..], ..self }
+    /// The same without the first rows.
+    pub fn skip_rows(self, count: usize) -> Self {
+        Left { data: &self.data[count * self.row..], ..self }
     }
 }
 
