@@ -338,6 +338,11 @@ fn usage_errors_exit_with_2_and_help_is_data() {
     let folder = workspace();
     let root = folder.path();
     assert!(fail(root, &["trian"], 2).contains("train"));
+    for bare in [&[][..], &["data"], &["export"], &["diff"], &["bench"]] {
+        let stderr = fail(root, bare, 2);
+        assert!(stderr.contains("Usage: llamantino") && !stderr.contains("error: QLoRA"), "{bare:?}: {stderr}");
+        assert!(stderr.ends_with("error: a command is missing, or what it works on\n"), "{bare:?}: {stderr}");
+    }
     fail(root, &["generate"], 2);
     fail(root, &["generate", "--model", "model", "--temperature", "-1"], 2);
     for command in ["train", "merge", "generate", "quantize", "bench"] {

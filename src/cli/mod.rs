@@ -87,6 +87,10 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
     device::memory::settle_allocator();
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
+        Err(error) if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            output::note(error.render().to_string().trim_end());
+            return Err(Error::usage("a command is missing, or what it works on"));
+        }
         Err(error) if error.use_stderr() => {
             return Err(usage_error(&error));
         }
