@@ -22,6 +22,9 @@ const JOBS_PER_THREAD: usize = 4;
 /// Rows of a job at least, where rows are split: packing a panel again for each job must stay cheap.
 const ROWS_PER_JOB: usize = 128;
 
+/// Most rows of A for which B is read where it lies, if it can be: with more, packing it pays.
+const IN_PLACE_ROWS: usize = 64;
+
 /// Rows multiplied between two fetches for the next panel: whole tiles of every height that the kernels prefer.
 const ROWS_PER_FETCH: usize = 24;
 
@@ -173,18 +176,29 @@ impl Job<'_> {
         });
         let mut next = pieces.next();
         while let Some((term, depth)) = next {
-            let to = Panel { columns: self.columns.clone(), depth: depth.clone(), stride, to: panel, strips };
-            term.source.pack(self.kernels, to);
+            let rows: usize = term.uses.iter().map(|one| one.rows).sum();
+            let lying = (rows <= IN_PLACE_ROWS).then(|| term.source.in_place(self.kernels, &self.columns, &depth));
+            let b = lying.flatten().unwrap_or_else(|| {
+                let to = Panel { columns: self.columns.clone(), depth: depth.clone(), stride, to: &mut *panel, strips };
+                term.source.pack(self.kernels, to);
+                (panel.as_ptr(), stride)
+            });
             next = pieces.next();
             for (index, one) in term.uses.iter().enumerate() {
                 let coming = next.as_ref().filter(|_| index == 0);
-                self.tiles(panel, one, &depth, coming.map(|(term, depth)| (&term.source, depth.clone())));
+                self.tiles(b, one, &depth, coming.map(|(term, depth)| (&term.source, depth.clone())));
             }
         }
     }
 
-    /// All tiles of one panel. In between, what the next panel will be packed from is fetched.
-    fn tiles(&self, panel: &[f32], one: &Use<'_>, depth: &Range<usize>, next: Option<(&Source<'_>, Range<usize>)>) {
+    /// All tiles of one panel, given by its first word and the words from one depth to the next. In between, what the next panel will be packed from is fetched.
+    fn tiles(
+        &self,
+        b: (*const f32, usize),
+        one: &Use<'_>,
+        depth: &Range<usize>,
+        next: Option<(&Source<'_>, Range<usize>)>,
+    ) {
         let per_word = self.kernels.per_word();
         let rows = Cuts::into(one.rows, 8, self.part.1).get(self.part.0);
         let groups = Cuts::at_most(rows.len(), ROWS_PER_FETCH, ROWS_PER_FETCH);
@@ -199,16 +213,16 @@ impl Job<'_> {
                 a: one.left.start.wrapping_add(first * one.left.stride + depth.start / per_word),
                 a_row: one.left.stride,
                 a_depth: 1,
-                b: panel.as_ptr(),
-                b_depth: self.columns.len().next_multiple_of(self.kernels.width),
+                b: b.0,
+                b_depth: b.1,
                 c: one.target.get().wrapping_add(first * one.stride + self.columns.start),
                 c_row: one.stride,
                 last: 0,
                 alpha: one.alpha,
                 accumulate: one.accumulate || depth.start > 0,
             };
-            // SAFETY: the rows exist in A and C, the columns in C, and the panel was packed for this depth; no other
-            // job has these rows and columns. The kernels are of this machine's path.
+            // SAFETY: the rows exist in A and C, the columns in C, and the panel was packed for this depth or lies in B
+            // in whole vectors; no other job has these rows and columns. The kernels are of this machine's path.
             unsafe { self.kernels.run(tile, part.len(), self.columns.len()) };
         }
     }

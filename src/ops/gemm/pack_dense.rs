@@ -32,6 +32,21 @@ pub(super) struct Source<'a> {
     pub path: CpuPath,
 }
 
+impl Source<'_> {
+    /// Where a panel already lies as the kernels read it, and the words from one depth to the next: f32 in whole vectors
+    /// of columns, depth running down.
+    pub fn in_place(
+        &self,
+        kernels: &Kernels,
+        columns: &Range<usize>,
+        depth: &Range<usize>,
+    ) -> Option<(*const f32, usize)> {
+        let WeightRef::F32(matrix) = self.weight else { return None };
+        let fits = self.compute == Compute::F32 && !self.transposed && columns.len().is_multiple_of(kernels.width);
+        fits.then(|| (matrix.data[depth.start * matrix.stride + columns.start..].as_ptr(), matrix.stride))
+    }
+}
+
 /// One panel: which part of B and where to.
 pub(super) struct Panel<'a> {
     /// Columns of B.

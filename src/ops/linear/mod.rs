@@ -223,7 +223,8 @@ fn adapter_gradients(
     grads: &mut Gradients,
     arena: &Arena,
 ) {
-    let (compute, add) = (linear.compute, Store::add(linear.compute));
+    // The parameters' gradients in f32 whatever the operands of the base, as in `group`.
+    let (compute, add) = (linear.compute, Store::add(Compute::F32));
     let Operands { x, dy, .. } = operands;
     let dropped = dropped_input(adapter, x, arena);
     let input = dropped.as_ref().map_or(x, Matrix::view);
@@ -248,7 +249,8 @@ fn adapter_gradients(
     if let Some(dora) = adapter.dora {
         let mut product = arena.matrix(dy.rows(), dy.cols());
         matmul_nt(input, linear.weight, product.view_mut(), Store::set(compute));
-        matmul_nt(hidden.view(), WeightRef::F32(adapter.b), product.view_mut(), add.scaled(adapter.scale));
+        let add = Store::add(compute).scaled(adapter.scale);
+        matmul_nt(hidden.view(), WeightRef::F32(adapter.b), product.view_mut(), add);
         columns::add_magnitude_gradient(dy, &product, dora.norm, grads.get_mut(dora.magnitude_id));
     }
 }
