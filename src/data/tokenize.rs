@@ -9,6 +9,7 @@ pub mod closed;
 pub mod pieces;
 pub mod sections;
 pub mod special;
+mod words;
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -22,6 +23,7 @@ use pieces::Cuts;
 use sections::{ControlToken, Prefixing};
 pub use special::{NamedToken, SpecialTokens};
 use special::{Oracle, TokenFiles};
+use words::Tables;
 
 /// The tokenizer of a model folder.
 pub struct Tokenizer {
@@ -31,6 +33,7 @@ pub struct Tokenizer {
     continuing: OnceLock<tokenizers::Tokenizer>,
     prefixing: Prefixing,
     cuts: Cuts,
+    words: Tables,
     controls: Vec<ControlToken>,
     special: SpecialTokens,
     closed: HashSet<u32>,
@@ -101,6 +104,7 @@ impl Tokenizer {
             continuing: OnceLock::new(),
             prefixing,
             cuts,
+            words: Tables::new(),
             controls,
             special,
             warnings,

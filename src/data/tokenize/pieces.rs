@@ -9,20 +9,23 @@
 //!   depends on what follows its beginning, and merges stay within words. In none of the known patterns does a match go
 //!   on from a letter into white space, and a run of letters ends at the end of a text as it does before a space: so the
 //!   place between a letter and a space or line end always lies between two matches, whatever stands on either side.
+//!   Letters are here those of which every version of Unicode says so: of Latin up to U+024F.
 //!
-//! Neither holds where an added token of ordinary text spells such a place, or takes white space beside it.
+//! Neither holds where an added token of ordinary text spells such a place, or takes white space beside it. The same
+//! places cut a text into words that are looked up ([`super::words`]).
 
 use std::collections::HashSet;
 
 use rayon::prelude::*;
 use serde_json::Value;
 
+use super::words::Key;
 use super::Tokenizer;
 use crate::error::Result;
 
-/// Texts up to this many bytes are encoded whole.
+/// Texts up to this many bytes are encoded by one thread.
 pub const WHOLE_BYTES: usize = 16 << 10;
-/// Pieces are at least this long.
+/// Pieces of longer ones are at least this long.
 const PIECE_BYTES: usize = 8 << 10;
 
 /// The patterns of LLaMA 3 and Qwen 2, beside the one that is built into `ByteLevel` (GPT-2's).
@@ -39,7 +42,7 @@ pub(super) enum Cuts {
     Nowhere,
     /// Before a space, but not behind these characters.
     BeforeSpace(HashSet<char>),
-    /// Between an ASCII letter and a space or line end.
+    /// Between a Latin letter and a space or line end.
     BehindLetter,
 }
 
@@ -73,14 +76,28 @@ impl Cuts {
 
     /// The places in `text` at which it may be cut, ascending.
     fn places<'a>(&'a self, text: &'a str) -> impl Iterator<Item = usize> + 'a {
-        text.char_indices().zip(text.chars().skip(1)).filter_map(move |((place, before), behind)| {
-            let here = match self {
-                Cuts::Nowhere => false,
-                Cuts::BeforeSpace(not_behind) => behind == ' ' && before != ' ' && !not_behind.contains(&before),
-                Cuts::BehindLetter => before.is_ascii_alphabetic() && matches!(behind, ' ' | '\n'),
-            };
-            here.then_some(place + before.len_utf8())
-        })
+        // A space or line end is a byte of its own, whatever stands around it.
+        let bytes = text.bytes().enumerate().skip(1).filter(|(_, byte)| matches!(byte, b' ' | b'\n'));
+        bytes.filter(|(place, byte)| self.allow(&text[..*place], *byte)).map(|(place, _)| place)
+    }
+
+    /// Whether a text may be cut behind `before`, where it goes on with a space or line end.
+    fn allow(&self, before: &str, behind: u8) -> bool {
+        let before = before.chars().next_back();
+        match self {
+            Cuts::Nowhere => false,
+            Cuts::BeforeSpace(not_behind) => {
+                behind == b' ' && before.is_some_and(|before| before != ' ' && !not_behind.contains(&before))
+            }
+            Cuts::BehindLetter => before.is_some_and(is_latin_letter),
+        }
+    }
+
+    /// `text` cut at every place.
+    fn words<'a>(&'a self, text: &'a str) -> impl Iterator<Item = &'a str> + 'a {
+        let mut start = 0;
+        let end = (!text.is_empty()).then_some(text.len());
+        self.places(text).chain(end).map(move |place| &text[std::mem::replace(&mut start, place)..place])
     }
 
     /// `text` in pieces of at least `least` bytes (the last may be shorter).
@@ -99,6 +116,11 @@ impl Cuts {
     }
 }
 
+/// Letters in every version of Unicode: `\p{L}` of any regex engine.
+fn is_latin_letter(c: char) -> bool {
+    c.is_ascii_alphabetic() || (matches!(c, '\u{c0}'..='\u{24f}') && c != '×' && c != '÷')
+}
+
 /// A space is written `▁`, and nothing but that and a prefix happens before the merges.
 fn is_metaspace(tokenizer: &Value) -> bool {
     let replaces =
@@ -115,6 +137,10 @@ fn is_metaspace(tokenizer: &Value) -> bool {
 
 fn before_space(tokenizer: &Value) -> Cuts {
     let Some(vocabulary) = tokenizer["model"]["vocab"].as_object() else { return Cuts::Nowhere };
+    // Without `▁` spaces are unknown characters, and unknown ones that touch may become one token.
+    if !vocabulary.contains_key("▁") {
+        return Cuts::Nowhere;
+    }
     let mut not_behind = HashSet::new();
     for token in vocabulary.keys() {
         let pairs = token.chars().zip(token.chars().skip(1));
@@ -151,15 +177,38 @@ impl Tokenizer {
     /// The ids of content by `plain` (`prefixed`) or its sibling that puts nothing before text; long texts in pieces, on
     /// all threads.
     pub(super) fn encode_long(&self, text: &str, prefixed: bool) -> Result<Vec<u32>> {
-        let first = || if prefixed { Ok(&self.plain) } else { self.continuing() };
         if text.len() <= WHOLE_BYTES || self.cuts == Cuts::Nowhere {
-            return self.encode_closed(first()?, text);
+            return self.encode_words(text, prefixed);
         }
         let pieces = self.cuts.split(text, PIECE_BYTES);
-        let (first, rest) = (first()?, self.continuing()?);
-        let encode = |(place, piece): (usize, &&str)| self.encode_closed(if place == 0 { first } else { rest }, piece);
+        let encode = |(place, piece): (usize, &&str)| self.encode_words(piece, prefixed && place == 0);
         let ids: Vec<Vec<u32>> = pieces.par_iter().enumerate().map(encode).collect::<Result<_>>()?;
         Ok(ids.concat())
+    }
+
+    /// The ids of a text word by word, each looked up where it is known.
+    fn encode_words(&self, text: &str, prefixed: bool) -> Result<Vec<u32>> {
+        let continuing = self.continuing()?;
+        let first = if prefixed { &self.plain } else { continuing };
+        let known = if self.cuts == Cuts::Nowhere { None } else { self.words.own() };
+        let Some(mut known) = known else { return self.encode_closed(first, text) };
+        // What is put before a text changes the ids of its first word.
+        let mut prefixed = prefixed && self.prefixing.changes_text();
+        let mut ids = Vec::with_capacity(text.len() / 3);
+        for word in self.cuts.words(text) {
+            let key = Key::of(word).filter(|_| !prefixed);
+            if let Some(found) = key.as_ref().and_then(|key| known.get(key)) {
+                ids.extend_from_slice(found);
+                continue;
+            }
+            let encoded = self.encode_closed(if prefixed { first } else { continuing }, word)?;
+            if let Some(key) = key {
+                known.put(&key, &encoded);
+            }
+            ids.extend_from_slice(&encoded);
+            prefixed = false;
+        }
+        Ok(ids)
     }
 }
 

@@ -94,6 +94,11 @@ impl Prefixing {
         }
         Ok(prefixing)
     }
+
+    /// Whether anything is put before a text.
+    pub(super) fn changes_text(&self) -> bool {
+        self.without.is_some()
+    }
 }
 
 fn has_first_only(part: &Value) -> bool {

@@ -22,6 +22,12 @@ const WORDS: &[&str] = &[
     "io",
     "x>",
     "o",
+    "È",
+    "ŉß",
+    "e\u{301}",
+    "2×",
+    "ɏ",
+    "supercalifragilistichespiralidosamente",
 ];
 const BETWEEN: &[&str] = &[" ", " ", " ", "  ", "\n", "\n\n", " \n ", "\t", "", ", ", "'s ", "\u{a0}", "."];
 
@@ -43,6 +49,13 @@ fn check(tokenizer: &Tokenizer, text: &str, least: usize) -> usize {
         ids.extend(tokenizer.encode_closed(tokenizers, piece).unwrap());
     }
     assert_eq!(ids, whole, "{text:?} cut every {least}");
+    // Looked up word by word, at first sight and again.
+    for _ in 0..2 {
+        assert_eq!(tokenizer.encode_plain(text).unwrap(), whole, "{text:?} in words");
+    }
+    let continuing = tokenizer.continuing().unwrap();
+    let without_prefix = tokenizer.encode_closed(continuing, text).unwrap();
+    assert_eq!(tokenizer.encode_long(text, false).unwrap(), without_prefix, "{text:?} in words, continuing");
     pieces.len()
 }
 
@@ -112,6 +125,9 @@ fn tokenizers_without_the_proof_are_not_cut() {
     json["model"]["vocab"]["<0x0A>▁"] = (next + 1).into();
     assert_eq!(cuts(&json), Cuts::Nowhere);
     json["model"]["type"] = "Unigram".into();
+    assert_eq!(cuts(&json), Cuts::Nowhere);
+    let mut json = metaspace();
+    json["model"]["vocab"].as_object_mut().unwrap().remove("▁");
     assert_eq!(cuts(&json), Cuts::Nowhere);
 }
 
