@@ -15,11 +15,12 @@
 //! places cut a text into words that are looked up ([`super::words`]).
 
 use std::collections::HashSet;
+use std::ops::Range;
 
 use rayon::prelude::*;
 use serde_json::Value;
 
-use super::words::Key;
+use super::words::{Key, Known};
 use super::Tokenizer;
 use crate::error::Result;
 
@@ -192,21 +193,39 @@ impl Tokenizer {
         let first = if prefixed { &self.plain } else { continuing };
         let known = if self.cuts == Cuts::Nowhere { None } else { self.words.own() };
         let Some(mut known) = known else { return self.encode_closed(first, text) };
-        // What is put before a text changes the ids of its first word.
-        let mut prefixed = prefixed && self.prefixing.changes_text();
         let mut ids = Vec::with_capacity(text.len() / 3);
+        // Words since `start` that are still to be encoded, together.
+        let (mut start, mut place) = (0, 0);
+        let encode = |stretch: Range<usize>| match stretch.start {
+            0 => self.encode_closed(first, &text[stretch]),
+            _ => self.encode_closed(continuing, &text[stretch]),
+        };
         for word in self.cuts.words(text) {
-            let key = Key::of(word).filter(|_| !prefixed);
-            if let Some(found) = key.as_ref().and_then(|key| known.get(key)) {
-                ids.extend_from_slice(found);
-                continue;
+            let here = place..place + word.len();
+            place = here.end;
+            // What is put before a text changes the ids of its first word.
+            let changed = here.start == 0 && prefixed && self.prefixing.changes_text();
+            let Some(key) = Key::of(word).filter(|_| !changed) else { continue };
+            let seen = match known.look_up(&key) {
+                Known::Nothing => continue,
+                Known::Seen => None,
+                Known::Ids(found) => Some(found),
+            };
+            if start < here.start {
+                ids.extend_from_slice(&encode(start..here.start)?);
             }
-            let encoded = self.encode_closed(if prefixed { first } else { continuing }, word)?;
-            if let Some(key) = key {
-                known.put(&key, &encoded);
+            start = here.end;
+            match seen {
+                Some(found) => ids.extend_from_slice(found),
+                None => {
+                    let encoded = encode(here)?;
+                    known.put(&key, &encoded);
+                    ids.extend_from_slice(&encoded);
+                }
             }
-            ids.extend_from_slice(&encoded);
-            prefixed = false;
+        }
+        if start < text.len() {
+            ids.extend_from_slice(&encode(start..text.len())?);
         }
         Ok(ids)
     }

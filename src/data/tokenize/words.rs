@@ -2,7 +2,9 @@
 //!
 //! A text is cut wherever [`super::pieces`] proves that it may be, so that the ids of its words are the ids of the whole.
 //! Each word that is short enough has one place in a table, by its hash; another word with the same place takes it over.
-//! What stands there is compared in full, so that ids never depend on what was encoded before, or by which thread.
+//! A word's ids are kept when it is seen for the second time: until then it is encoded together with its neighbours, so
+//! that a text whose words never come again costs no more than without the table. What stands in a place is compared in
+//! full, so that ids never depend on what was encoded before, or by which thread.
 
 use std::sync::{Mutex, MutexGuard, TryLockError};
 
@@ -11,6 +13,9 @@ const WORD_BYTES: usize = 30;
 const WORD_IDS: usize = 8;
 /// Words that a table holds: 2 MiB.
 const SLOTS: usize = 1 << 15;
+
+/// Stands for the number of ids of a word that was seen once.
+const SEEN_ONCE: u8 = u8::MAX;
 
 /// A word with its ids; `length` 0 where there is none.
 #[derive(Clone, Copy)]
@@ -23,6 +28,17 @@ struct Slot {
 }
 
 const EMPTY: Slot = Slot { ids: [0; WORD_IDS], text: [0; WORD_BYTES], length: 0, count: 0 };
+
+/// What is known of a word.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Known<'a> {
+    /// Its ids.
+    Ids(&'a [u32]),
+    /// That it was seen before: its ids are worth keeping.
+    Seen,
+    /// Nothing; from now on it counts as seen.
+    Nothing,
+}
 
 /// Words with their ids.
 pub struct Words {
@@ -57,11 +73,17 @@ impl Key {
 }
 
 impl Words {
-    /// The ids of a word, if they are known.
-    pub fn get(&self, key: &Key) -> Option<&[u32]> {
-        let slot = &self.slots[key.place];
-        let known = slot.length == key.length && slot.text == key.text;
-        known.then(|| &slot.ids[..usize::from(slot.count)])
+    /// What is known of a word.
+    pub fn look_up(&mut self, key: &Key) -> Known<'_> {
+        let slot = &mut self.slots[key.place];
+        if slot.length != key.length || slot.text != key.text {
+            (slot.text, slot.length, slot.count) = (key.text, key.length, SEEN_ONCE);
+            return Known::Nothing;
+        }
+        match slot.count {
+            SEEN_ONCE => Known::Seen,
+            count => Known::Ids(&slot.ids[..usize::from(count)]),
+        }
     }
 
     /// Keeps the ids of a word, if they are not too many.
@@ -112,16 +134,17 @@ mod tests {
     fn what_is_kept_is_found_and_nothing_else() {
         let mut words = words();
         let key = Key::of(" perché").unwrap();
-        assert!(words.get(&key).is_none());
+        assert_eq!(words.look_up(&key), Known::Nothing);
+        assert_eq!(words.look_up(&key), Known::Seen);
         words.put(&key, &[7, 8]);
-        assert_eq!(words.get(&key), Some(&[7, 8][..]));
+        assert_eq!(words.look_up(&key), Known::Ids(&[7, 8]));
         for other in [" perch", " perché\0", "perché", " Perché"] {
-            assert!(words.get(&Key::of(other).unwrap()).is_none(), "{other:?}");
+            assert_eq!(words.look_up(&Key::of(other).unwrap()), Known::Nothing, "{other:?}");
         }
         words.put(&Key::of("a\0").unwrap(), &[1]);
-        assert!(words.get(&Key::of("a").unwrap()).is_none());
+        assert_eq!(words.look_up(&Key::of("a").unwrap()), Known::Nothing);
         words.put(&Key::of("x").unwrap(), &[]);
-        assert_eq!(words.get(&Key::of("x").unwrap()), Some(&[][..]));
+        assert_eq!(words.look_up(&Key::of("x").unwrap()), Known::Ids(&[]));
     }
 
     #[test]
@@ -130,32 +153,27 @@ mod tests {
         assert!(Key::of("").is_none() && Key::of(&"a".repeat(31)).is_none());
         let key = Key::of(&"a".repeat(30)).unwrap();
         words.put(&key, &[1; 9]);
-        assert!(words.get(&key).is_none());
+        assert_eq!(words.look_up(&key), Known::Nothing);
         words.put(&key, &[1; 8]);
-        assert_eq!(words.get(&key), Some(&[1; 8][..]));
+        assert_eq!(words.look_up(&key), Known::Ids(&[1; 8]));
     }
 
     #[test]
     fn a_word_whose_place_is_taken_over_is_gone() {
         let mut words = words();
-        let keys: Vec<(String, Key)> = (0..4 * SLOTS)
-            .map(|number| number.to_string())
-            .map(|word| {
-                let key = Key::of(&word).unwrap();
-                (word, key)
-            })
-            .collect();
-        for (number, (_, key)) in keys.iter().enumerate() {
+        let keys: Vec<Key> = (0..4 * SLOTS).map(|number| Key::of(&number.to_string()).unwrap()).collect();
+        for (number, key) in keys.iter().enumerate() {
             words.put(key, &[number as u32]);
         }
+        // The last word of each place is there, and the hash reaches nearly all of them. Looking up takes places over
+        // too: the later words first.
         let mut found = 0;
-        for (number, (word, key)) in keys.iter().enumerate() {
-            if let Some(ids) = words.get(key) {
-                assert_eq!(ids, [number as u32], "{word}");
+        for (number, key) in keys.iter().enumerate().rev() {
+            if let Known::Ids(ids) = words.look_up(key) {
+                assert_eq!(ids, [number as u32]);
                 found += 1;
             }
         }
-        // The last word of each place is there, and the hash reaches nearly all of them.
         assert!(found > SLOTS * 9 / 10, "{found} of {SLOTS}");
     }
 }

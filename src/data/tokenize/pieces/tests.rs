@@ -49,8 +49,8 @@ fn check(tokenizer: &Tokenizer, text: &str, least: usize) -> usize {
         ids.extend(tokenizer.encode_closed(tokenizers, piece).unwrap());
     }
     assert_eq!(ids, whole, "{text:?} cut every {least}");
-    // Looked up word by word, at first sight and again.
-    for _ in 0..2 {
+    // Looked up word by word: at first sight, at the second, when ids are kept, and from what was kept.
+    for _ in 0..3 {
         assert_eq!(tokenizer.encode_plain(text).unwrap(), whole, "{text:?} in words");
     }
     let continuing = tokenizer.continuing().unwrap();
@@ -129,6 +129,20 @@ fn tokenizers_without_the_proof_are_not_cut() {
     let mut json = metaspace();
     json["model"]["vocab"].as_object_mut().unwrap().remove("▁");
     assert_eq!(cuts(&json), Cuts::Nowhere);
+}
+
+#[test]
+fn the_bundled_texts_have_the_same_ids_in_words() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let tokenizer = Tokenizer::load(&root.join("data/quickstart/model"), None).unwrap();
+    assert_eq!(tokenizer.cuts, Cuts::BehindLetter);
+    let mut files = 0;
+    for entry in std::fs::read_dir(root.join("data/italian/train")).unwrap() {
+        let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+        check(&tokenizer, &text, 50);
+        files += 1;
+    }
+    assert!(files > 30, "{files}");
 }
 
 #[test]
