@@ -1,7 +1,10 @@
 //! Properties of the whole step that users rely on: packing, accumulation, randomness, recompute.
 
 use llamantino::adapter::LoraConfig;
-use llamantino::data::batch::MicroBatch;
+use llamantino::data::batch::{BatchSettings, Batches, MicroBatch};
+use llamantino::data::corpus::part::{Kind, TokenizedDocument};
+use llamantino::data::corpus::{Fit, TokenizedCorpus};
+use llamantino::data::tokenize::Tokenizer;
 use llamantino::device::Compute;
 use llamantino::model::{self, Keep, Llama, LoadOptions, Method, ModelConfig, Noise, Pass, Rows};
 use llamantino::ops::{Arena, Gradients, ParamStore};
@@ -9,6 +12,9 @@ use llamantino::optim::{LearningRates, OptimizerConfig};
 use llamantino::quant::QuantConfig;
 use llamantino::train::step::{Engine, StepSettings};
 use llamantino::{model::random::RandomWeights, ops::RandomStream};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
 
 fn config() -> ModelConfig {
     ModelConfig::from_json(serde_json::json!({
@@ -83,6 +89,70 @@ fn packed_documents_give_the_logits_of_separate_ones() {
     let permuted: Vec<Vec<u32>> = order.iter().map(|&i| documents[i].clone()).collect();
     let expected: Vec<f32> = permuted.iter().flat_map(|d| logits(std::slice::from_ref(d))).collect();
     assert_close("permuted pack", &expected, &logits(&permuted), 1e-5);
+}
+
+/// Examples with trained stretches in them, each its own sequence of ids.
+fn examples() -> TokenizedCorpus {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/quickstart/model");
+    let tokenizer = Tokenizer::load(&folder, None).unwrap();
+    let example = |length: usize| TokenizedDocument {
+        ids: document(length as u64, length),
+        spans: vec![length / 3 + 1..length / 2 + 1, length - length / 4 - 1..length],
+        kind: Kind::Example,
+        text_bytes: length as u64,
+        hash: length as u64,
+        line: 1,
+    };
+    let examples: Vec<TokenizedDocument> = [5, 40, 33, 65, 9, 17, 26, 12, 52, 7, 30].map(example).into();
+    TokenizedCorpus::of_documents(&tokenizer, Fit::ALL, &examples)
+}
+
+/// All micro-batches of an epoch.
+fn epoch(corpus: &Arc<TokenizedCorpus>, packing: bool, seed: u64) -> Vec<MicroBatch> {
+    let settings = BatchSettings { sequence_length: 64, packing, group_by_length: false, windows: 2, seed };
+    let mut batches = Batches::new(corpus.clone(), settings).unwrap();
+    (0..batches.micro_batches_per_epoch()).map(|_| batches.next_micro_batch()).collect()
+}
+
+#[test]
+fn examples_packed_in_any_order_give_the_logits_and_gradients_of_separate_ones() {
+    let corpus = Arc::new(examples());
+    let mut engine = engine(Method::Qlora, &LoraConfig::default(), |_| {});
+    let (arena, dora) = (Arena::new(), Default::default());
+    // The logits of each document, by its fed ids.
+    let logits = |engine: &Engine, batches: &[MicroBatch]| {
+        let pass = Pass { params: &engine.params, dora: &dora, arena: &arena, compute: Compute::F32, noise: None };
+        let mut found = BTreeMap::new();
+        for batch in batches {
+            let rows = Rows { ids: &batch.ids, positions: &batch.positions, segments: &batch.segments };
+            let logits = engine.model.logits(&pass, rows).to_vec();
+            let width = logits.len() / batch.rows();
+            for segment in &batch.segments {
+                let values = logits[segment.start * width..segment.end * width].to_vec();
+                assert!(found.insert(batch.ids[segment.clone()].to_vec(), values).is_none());
+            }
+        }
+        found
+    };
+    let separate = epoch(&corpus, false, 1);
+    assert!(separate.iter().all(|batch| batch.segments.len() <= 2));
+    let expected = logits(&engine, &separate);
+    assert_eq!(expected.len(), corpus.len());
+    let largest = expected.values().flatten().fold(0.0f32, |most, value| most.max(value.abs()));
+    let gradient = gradients(&mut engine, &separate);
+    let mut orders = BTreeSet::new();
+    for seed in 0..6 {
+        let packed = epoch(&corpus, true, seed);
+        assert!(packed.iter().any(|batch| batch.segments.len() > 4), "short documents share windows");
+        orders.insert(packed.iter().flat_map(|batch| batch.ids.clone()).collect::<Vec<u32>>());
+        for (document, found) in logits(&engine, &packed) {
+            let pairs = expected[&document].iter().zip(&found);
+            let worst = pairs.fold(0.0f32, |worst, (a, b)| worst.max((a - b).abs()));
+            assert!(worst <= 1e-5 * largest, "{} rows, seed {seed}: {worst:e} of {largest:e}", document.len());
+        }
+        assert_close(&format!("gradient, seed {seed}"), &gradient, &gradients(&mut engine, &packed), 1e-5);
+    }
+    assert!(orders.len() > 3, "the seeds give {} orders", orders.len());
 }
 
 #[test]
