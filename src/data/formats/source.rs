@@ -71,6 +71,11 @@ pub fn open(path: &Path) -> Result<Source> {
     Ok(Source { path: path.to_owned(), reader, read })
 }
 
+/// [`read_error`] with the line at which reading failed.
+pub fn read_error_at(path: &Path, line: u64, error: io::Error) -> Error {
+    read_error(Path::new(&format!("{}:{line}", path.display())), error)
+}
+
 /// Says in the user's words why reading a file's content failed.
 pub fn read_error(path: &Path, error: io::Error) -> Error {
     match error.kind() {

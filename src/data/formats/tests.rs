@@ -78,7 +78,8 @@ fn truncated_and_damaged_archives_name_the_file() {
     let whole = gzip(TWO.repeat(50).as_bytes());
     for cut in [4, 12, whole.len() / 2, whole.len() - 1] {
         let error = read(&folder.write("cut.json.gz", &whole[..cut]), 1000).unwrap_err();
-        assert!(error.message().contains("cut.json.gz") && error.message().contains("truncated"), "{cut}: {error}");
+        let message = error.message();
+        assert!(message.contains("cut.json.gz") && message.contains("truncated"), "{cut}: {error}");
     }
     let frame = zstd::encode_all(TWO.repeat(50).as_bytes(), 3).unwrap();
     let error = read(&folder.write("cut.json.zst", &frame[..frame.len() - 3]), 1000).unwrap_err();
@@ -86,8 +87,17 @@ fn truncated_and_damaged_archives_name_the_file() {
     let mut damaged = whole.clone();
     let middle = damaged.len() - 6;
     damaged[middle] ^= 0xff;
+    // 100 lines come out before the sum at the end is wrong.
     let error = read(&folder.write("bad.json.gz", damaged), 1000).unwrap_err();
-    assert!(error.message().contains("bad.json.gz: the compressed data is damaged"), "{error}");
+    assert!(error.message().contains("bad.json.gz:101: the compressed data is damaged"), "{error}");
+    // In arrays and tables too the place is that up to which the file could be read.
+    let array =
+        gzip(format!("[{}]", TWO.trim_end().repeat(50).replace("}{", "},\n{").replace("}\n{", "},\n{")).as_bytes());
+    let error = read(&folder.write("cut.array.json.gz", &array[..array.len() - 2]), 1000).unwrap_err();
+    assert!(error.message().contains("cut.array.json.gz:") && error.message().contains("truncated"), "{error}");
+    let table = gzip("text,id\nciao,1\n".repeat(3).as_bytes());
+    let error = read(&folder.write("cut.csv.gz", &table[..table.len() - 2]), 1000).unwrap_err();
+    assert!(error.message().contains("cut.csv.gz") && error.message().contains("truncated"), "{error}");
     let error = read(&folder.write("empty.json.gz", b""), 0).unwrap_err();
     assert!(error.message().contains("empty"), "{error}");
 }
@@ -104,6 +114,38 @@ fn a_gzip_bomb_stops_at_the_limit() {
     let path = folder.write("bomb.jsonl.gz", encoder.finish().unwrap());
     let error = Reader::new(vec![path], None, 0).find_map(Result::err).unwrap();
     assert!(error.message().contains("more than 200 times its size"), "{error}");
+}
+
+#[test]
+fn a_zstd_bomb_stops_at_the_limit() {
+    let folder = Folder::new();
+    let block = [b"{\"text\":\"".as_slice(), &vec![b'0'; 8 << 20], b"\"}\n"].concat();
+    let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
+    for _ in 0..(source::EXPANSION_FREE_BYTES >> 23) + 1 {
+        encoder.write_all(&block).unwrap();
+    }
+    let path = folder.write("bomb.jsonl.zst", encoder.finish().unwrap());
+    assert!(std::fs::metadata(&path).unwrap().len() < 1 << 20);
+    let error = Reader::new(vec![path], None, 0).find_map(Result::err).unwrap();
+    assert!(error.message().contains("more than 200 times its size"), "{error}");
+}
+
+#[test]
+fn a_parquet_value_that_stands_in_every_row_stops_at_the_limit() {
+    let folder = Folder::new();
+    let text = "0".repeat(1 << 18);
+    let rows = vec![[text.as_str()]; (source::EXPANSION_FREE_BYTES >> 18) as usize + 8];
+    let rows: Vec<&[&str]> = rows.iter().map(|row| &row[..]).collect();
+    let path = folder.write("bomb.parquet", parquet(&["text"], &rows));
+    assert!(std::fs::metadata(&path).unwrap().len() < 1 << 20, "the value stands in the dictionary, once");
+    let mut reader = Reader::new(vec![path], None, 0);
+    let (good, error) = reader.by_ref().fold((0, None), |(good, error), next| match next {
+        Ok(_) => (good + 1, error),
+        Err(error) => (good, Some(error)),
+    });
+    let error = error.unwrap();
+    assert!(good > 700 && error.message().contains("bomb.parquet: cannot read this Parquet file"), "{good}: {error}");
+    assert!(error.message().contains("it expands beyond 256 MiB, more than 200 times its size"), "{error}");
 }
 
 #[test]
@@ -250,6 +292,21 @@ fn tables_have_the_columns_of_the_format() {
     assert!(bad.first[2].ends_with("b.csv:5: the text is empty"), "{:?}", bad.first);
     let error = read(&folder.write("c.csv", "text,text\na,b\n"), 0).unwrap_err();
     assert!(error.message().contains("column `text` stands twice"), "{error}");
+    // A quote that is never closed would take in the rest of the file.
+    let good = "text,id\n\"a\"\"\",1\nb\"c,2\n\"d\ne\",3\n";
+    assert_eq!(read(&folder.write("e.csv", good), 0).unwrap(), ["a\"", "b\"c", "d\ne"]);
+    for (open, line) in [("\"never\nclosed,4\n", 6), ("x,\"", 6), ("\"a\"\"", 6)] {
+        let path = folder.write("e.csv", format!("{good}{open}"));
+        let mut reader = Reader::new(vec![path], None, 100);
+        let records: Vec<_> = reader.by_ref().collect();
+        assert_eq!(records.iter().filter(|record| record.is_ok()).count(), 3, "{open}");
+        let error = records.into_iter().find_map(Result::err).unwrap();
+        let message = format!("e.csv:{line}: a quote is opened here and never closed");
+        assert!(error.message().contains(&message), "{open}: {error}");
+    }
+    let utf16: Vec<u8> = "\u{feff}text\nciao\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let error = read(&folder.write("f.csv", utf16), 0).unwrap_err();
+    assert!(error.message().contains("f.csv: the header: UTF-16, expected UTF-8"), "{error}");
     let error = read(&folder.write("d.csv", b"text\n\xff\n"), 0).unwrap_err();
     assert!(error.message().contains("d.csv:2: column `text`: not UTF-8"), "{error}");
 }

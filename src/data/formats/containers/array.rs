@@ -6,7 +6,7 @@ use std::io::BufRead;
 
 use super::lines::{decode_utf8, parse_object};
 use super::{Container, RowEntry, Rows};
-use crate::data::formats::source::{read_error, Source, RECORD_LIMIT_BYTES};
+use crate::data::formats::source::{read_error_at, Source, RECORD_LIMIT_BYTES};
 use crate::error::{Error, Result};
 
 /// One array of objects.
@@ -65,7 +65,8 @@ struct Elements {
 
 impl Elements {
     fn peek(&mut self) -> Result<Option<u8>> {
-        let buffer = self.source.reader.fill_buf().map_err(|error| read_error(&self.source.path, error))?;
+        let buffer = self.source.reader.fill_buf();
+        let buffer = buffer.map_err(|error| read_error_at(&self.source.path, self.line, error))?;
         Ok(buffer.first().copied())
     }
 

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::lines::decode_utf8;
 use super::{Container, Row, RowEntry, Rows};
-use crate::data::formats::source::{read_error, Source, RECORD_LIMIT_BYTES};
+use crate::data::formats::source::{read_error_at, Source, RECORD_LIMIT_BYTES};
 use crate::error::{Error, Result};
 
 /// Columns apart by commas.
@@ -16,18 +17,51 @@ pub const CSV: Container = Container { name: "a CSV table", open: |source| open(
 /// Columns apart by tabs.
 pub const TSV: Container = Container { name: "a TSV table", open: |source| open(source, b'\t') };
 
-/// Stops a record that does not end, such as one with a quote that is never closed.
+/// Kind of the errors about a record, which no file system and no decompressor reports.
+const OF_THE_RECORD: io::ErrorKind = io::ErrorKind::Unsupported;
+
+/// Stops a record that does not end: too long, or with a quote that the file never closes, which the reader of tables
+/// takes for a field up to the end.
 struct Bounded {
     reader: Box<dyn io::BufRead + Send>,
     left: Arc<AtomicU64>,
+    delimiter: u8,
+    place: Place,
+}
+
+/// Where in a record a byte stands.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    FieldStart,
+    Plain,
+    Quoted,
+    /// Behind a quote in a quoted field: its end, or the first of two that mean one.
+    QuoteInQuoted,
+}
+
+impl Place {
+    fn next(self, byte: u8, delimiter: u8) -> Place {
+        match (self, byte) {
+            (Place::Quoted, b'"') => Place::QuoteInQuoted,
+            (Place::Quoted, _) | (Place::FieldStart | Place::QuoteInQuoted, b'"') => Place::Quoted,
+            (_, b'\n' | b'\r') => Place::FieldStart,
+            (_, byte) if byte == delimiter => Place::FieldStart,
+            _ => Place::Plain,
+        }
+    }
 }
 
 impl Read for Bounded {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.reader.read(buffer)?;
+        if count == 0 && !buffer.is_empty() && self.place == Place::Quoted {
+            return Err(io::Error::new(OF_THE_RECORD, "a quote is opened here and never closed"));
+        }
+        self.place = buffer[..count].iter().fold(self.place, |place, byte| place.next(*byte, self.delimiter));
         let left = self.left.load(Ordering::Relaxed);
         let left = left.checked_sub(count as u64).ok_or_else(|| {
-            io::Error::other(format!("a record of more than {} MiB (a quote never closed?)", RECORD_LIMIT_BYTES >> 20))
+            let limit = RECORD_LIMIT_BYTES >> 20;
+            io::Error::new(OF_THE_RECORD, format!("a record of more than {limit} MiB (a quote never closed?)"))
         })?;
         self.left.store(left, Ordering::Relaxed);
         Ok(count)
@@ -44,12 +78,13 @@ struct Table {
 
 fn open(source: Source, delimiter: u8) -> Result<Rows> {
     let left = Arc::new(AtomicU64::new(RECORD_LIMIT_BYTES));
-    let bounded = Bounded { reader: source.reader, left: left.clone() };
+    let bounded = Bounded { reader: source.reader, left: left.clone(), delimiter, place: Place::FieldStart };
     let mut reader = csv::ReaderBuilder::new().delimiter(delimiter).flexible(true).from_reader(bounded);
-    let header = reader.byte_headers().map_err(|error| failed(&source.path, error))?.clone();
+    let header = reader.byte_headers().map_err(|error| failed(&source.path, 1, error))?.clone();
     let mut names = Vec::new();
     for name in &header {
-        let name = std::str::from_utf8(name).map_err(|_| Error::file(&source.path, "the header is not UTF-8"))?;
+        let name = decode_utf8(name, names.is_empty())
+            .map_err(|reason| Error::file(&source.path, format_args!("the header: {reason}")))?;
         let name = name.trim_start_matches('\u{feff}').trim().to_owned();
         if names.contains(&name) {
             return Err(Error::file(&source.path, format_args!("column `{name}` stands twice in the header")));
@@ -59,9 +94,13 @@ fn open(source: Source, delimiter: u8) -> Result<Rows> {
     Ok(Box::new(Table { source: source.path, reader, left, names, done: false }))
 }
 
-fn failed(path: &std::path::Path, error: csv::Error) -> Error {
+fn failed(path: &std::path::Path, line: u64, error: csv::Error) -> Error {
     match error.into_kind() {
-        csv::ErrorKind::Io(error) => read_error(path, error),
+        csv::ErrorKind::Io(error) if error.kind() == OF_THE_RECORD => {
+            Error::failed(format!("{}:{line}: {error}", path.display()))
+                .hint("close the quote, or write the table as JSON lines")
+        }
+        csv::ErrorKind::Io(error) => read_error_at(path, line, error),
         other => Error::file(path, format_args!("not a table: {other:?}")),
     }
 }
@@ -94,6 +133,7 @@ impl Iterator for Table {
         }
         self.left.store(RECORD_LIMIT_BYTES, Ordering::Relaxed);
         let mut record = csv::ByteRecord::new();
+        let line = self.reader.position().line();
         match self.reader.read_byte_record(&mut record) {
             Ok(false) => None,
             Ok(true) => {
@@ -102,7 +142,7 @@ impl Iterator for Table {
             }
             Err(error) => {
                 self.done = true;
-                Some(Err(failed(&self.source, error)))
+                Some(Err(failed(&self.source, line, error)))
             }
         }
     }

@@ -8,7 +8,7 @@ use std::io::{BufRead, Read};
 use serde_json::Value;
 
 use super::{Container, Row, RowEntry, Rows};
-use crate::data::formats::source::{read_error, Source, RECORD_LIMIT_BYTES};
+use crate::data::formats::source::{read_error_at, Source, RECORD_LIMIT_BYTES};
 use crate::error::{Error, Result};
 
 /// One JSON object a line.
@@ -64,8 +64,9 @@ impl Lines {
         // A huge line leaves a huge buffer behind; do not carry it through the whole file.
         self.buffer.shrink_to(1 << 20);
         let mut limited = (&mut self.source.reader).take(RECORD_LIMIT_BYTES + 1);
-        limited.read_until(b'\n', &mut self.buffer).map_err(|error| read_error(&self.source.path, error))?;
         self.number += 1;
+        let read = limited.read_until(b'\n', &mut self.buffer);
+        read.map_err(|error| read_error_at(&self.source.path, self.number, error))?;
         if self.buffer.len() as u64 > RECORD_LIMIT_BYTES {
             let place = format!("{}:{}", self.source.path.display(), self.number);
             return Err(Error::failed(format!("{place}: a line of more than {} MiB", RECORD_LIMIT_BYTES >> 20))

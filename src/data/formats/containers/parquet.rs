@@ -1,7 +1,10 @@
 //! Parquet files, row by row, by the `parquet` crate without Arrow.
 //!
-//! A thread of its own reads, a few rows ahead: a damaged file that makes the crate panic ends that thread and is told
-//! as an error.
+//! A thread of its own reads, a little ahead: a damaged file that makes the crate panic ends that thread and is told as an
+//! error. Neither what its pages expand to ([`pages`]) nor what its rows amount to, in which a dictionary's value may
+//! stand a million times, may go beyond what holds for compressed files ([`EXPANSION_LIMIT`]).
+
+mod pages;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -9,8 +12,9 @@ use std::sync::mpsc::{sync_channel, Receiver, SyncSender};
 use std::thread::JoinHandle;
 
 use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::reader::RowIter;
 use parquet::record::Field;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{Container, Row, RowEntry, Rows};
 use crate::data::formats::source::{Source, EXPANSION_FREE_BYTES, EXPANSION_LIMIT};
@@ -19,12 +23,18 @@ use crate::error::{Error, Result};
 /// Columns by name.
 pub const PARQUET: Container = Container { name: "Parquet", open };
 
-/// Rows that are read ahead.
-const AHEAD: usize = 256;
+/// Bytes and rows that are sent at a time, and how often ahead.
+const BLOCK_BYTES: u64 = 1 << 20;
+const BLOCK_ROWS: usize = 256;
+const AHEAD: usize = 2;
+
+/// Some rows, or why there are no more.
+type Block = Result<Vec<Row>, String>;
 
 struct Table {
     path: PathBuf,
-    rows: Receiver<Result<Row, String>>,
+    blocks: Receiver<Block>,
+    rows: std::vec::IntoIter<Row>,
     reader: Option<JoinHandle<()>>,
     number: u64,
 }
@@ -33,7 +43,7 @@ fn open(source: Source) -> Result<Rows> {
     let path = source.path;
     let file = File::open(&path).map_err(|error| Error::io(&path, "open", error))?;
     let bytes = file.metadata().map_err(|error| Error::io(&path, "read", error))?.len();
-    let (sender, rows) = sync_channel(AHEAD);
+    let (sender, blocks) = sync_channel(AHEAD);
     let thread = std::thread::Builder::new().name("parquet".into());
     let reader = thread
         .spawn(move || {
@@ -43,25 +53,57 @@ fn open(source: Source) -> Result<Rows> {
             }
         })
         .map_err(|error| Error::io(&path, "start a thread for", error))?;
-    Ok(Box::new(Table { path, rows, reader: Some(reader), number: 0 }))
+    Ok(Box::new(Table { path, blocks, rows: Vec::new().into_iter(), reader: Some(reader), number: 0 }))
 }
 
-fn read(file: File, bytes: u64, rows: &SyncSender<Result<Row, String>>) -> Result<(), String> {
+fn read(file: File, bytes: u64, blocks: &SyncSender<Block>) -> Result<(), String> {
+    let limit = EXPANSION_FREE_BYTES.max(bytes.saturating_mul(EXPANSION_LIMIT));
+    let within = |expanded: u64| match expanded <= limit {
+        true => Ok(()),
+        false => Err(format!(
+            "it expands beyond {} MiB, more than {EXPANSION_LIMIT} times its size; text does not do that",
+            limit >> 20
+        )),
+    };
+    let pages = file.try_clone().map_err(|error| error.to_string())?;
     let reader = SerializedFileReader::new(file).map_err(|error| error.to_string())?;
-    let metadata = reader.metadata();
-    let groups = metadata.row_groups().iter();
-    let expanded: u64 = groups.map(|group| u64::try_from(group.total_byte_size()).unwrap_or(u64::MAX / 4096)).sum();
-    if expanded > EXPANSION_FREE_BYTES.max(bytes.saturating_mul(EXPANSION_LIMIT)) {
-        return Err(format!("it expands to {} MiB, more than {EXPANSION_LIMIT} times its size", expanded >> 20));
-    }
-    for row in reader.get_row_iter(None).map_err(|error| error.to_string())? {
-        let row = row.map_err(|error| error.to_string())?;
-        let fields = row.get_column_iter().map(|(name, field)| (name.clone(), value(field))).collect();
-        if rows.send(Ok(Row::Object(fields))).is_err() {
-            return Ok(());
+    let (mut of_pages, mut of_rows) = (0u64, 0u64);
+    let (mut block, mut block_bytes) = (Vec::new(), 0);
+    for number in 0..reader.metadata().num_row_groups() {
+        of_pages = of_pages.saturating_add(pages::check(&pages, reader.metadata().row_group(number))?);
+        within(of_pages)?;
+        let group = reader.get_row_group(number).map_err(|error| error.to_string())?;
+        for row in RowIter::from_row_group(None, &*group).map_err(|error| error.to_string())? {
+            let row = row.map_err(|error| error.to_string())?;
+            let fields: Map<String, Value> =
+                row.get_column_iter().map(|(name, field)| (name.clone(), value(field))).collect();
+            let size: u64 = fields.values().map(size).sum();
+            of_rows = of_rows.saturating_add(size);
+            within(of_rows)?;
+            block_bytes += size;
+            block.push(Row::Object(fields));
+            if block_bytes >= BLOCK_BYTES || block.len() == BLOCK_ROWS {
+                block_bytes = 0;
+                // Nobody listens any more when enough documents were read.
+                if blocks.send(Ok(std::mem::take(&mut block))).is_err() {
+                    return Ok(());
+                }
+            }
         }
     }
+    // As above.
+    let _ = blocks.send(Ok(block));
     Ok(())
+}
+
+/// Bytes of the texts in a value.
+fn size(value: &Value) -> u64 {
+    match value {
+        Value::String(text) => text.len() as u64,
+        Value::Array(values) => values.iter().map(size).sum(),
+        Value::Object(fields) => fields.values().map(size).sum(),
+        _ => 8,
+    }
 }
 
 /// A Parquet value as JSON. Only text, lists and groups matter to formats; the rest need only be told from text.
@@ -91,18 +133,21 @@ impl Iterator for Table {
     type Item = Result<RowEntry>;
 
     fn next(&mut self) -> Option<Result<RowEntry>> {
-        match self.rows.recv() {
-            Ok(Ok(row)) => {
+        loop {
+            if let Some(row) = self.rows.next() {
                 self.number += 1;
-                Some(Ok(RowEntry { line: self.number, content: Ok(row) }))
+                return Some(Ok(RowEntry { line: self.number, content: Ok(row) }));
             }
-            Ok(Err(reason)) => {
-                self.reader = None;
-                Some(Err(damaged(&self.path, &reason)))
-            }
-            Err(_) => {
-                let ended = self.reader.take().map(JoinHandle::join);
-                matches!(ended, Some(Err(_))).then(|| Err(damaged(&self.path, "its content is damaged")))
+            match self.blocks.recv() {
+                Ok(Ok(rows)) => self.rows = rows.into_iter(),
+                Ok(Err(reason)) => {
+                    self.reader = None;
+                    return Some(Err(damaged(&self.path, &reason)));
+                }
+                Err(_) => {
+                    let ended = self.reader.take().map(JoinHandle::join);
+                    return matches!(ended, Some(Err(_))).then(|| Err(damaged(&self.path, "its content is damaged")));
+                }
             }
         }
     }
