@@ -218,7 +218,7 @@ fn another_configuration_is_refused_with_the_difference() {
     config.optimizer.learning_rate = 1e-3;
     config.training.keep_last = 5;
     let attempt = |config: &RunConfig, allow_config_change| {
-        let options = RunOptions { beginning: Beginning::Auto, allow_config_change, stop: &|_| None };
+        let options = RunOptions { beginning: Beginning::Auto, allow_config_change, stop: &|_| None, chain: None };
         run::run(config, &options, &mut Said::default())
     };
     for allow in [false, true] {

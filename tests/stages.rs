@@ -36,7 +36,7 @@ impl Default for Go<'_> {
 
 fn go(recipe: &Recipe, how: Go<'_>) -> (Result<Done>, Said) {
     let mut said = Said::default();
-    let options = RunOptions { beginning: how.beginning, allow_config_change: false, stop: how.stop };
+    let options = RunOptions { beginning: how.beginning, allow_config_change: false, stop: how.stop, chain: None };
     (stages::run_chain(recipe, how.until, &options, &mut said), said)
 }
 
@@ -66,6 +66,18 @@ fn a_chain_runs_each_stage_from_the_one_before() {
     assert!((merged - adapted).abs() < 0.02 * adapted, "merged and quantised again: {merged}, {adapted}");
     assert!(merged < loss(0).0 - 0.5 * (loss(0).0 - adapted), "what was learned is in the merged model");
     assert!(folder(&recipe, "2-chat/merged/model.safetensors").exists(), "kept unless told otherwise");
+    // What the stages before held out is measured too; here it is the same text, so that the numbers are the same bits.
+    for (stage, names) in [
+        (0, &["held-out"][..]),
+        (1, &["held-out", "adapt: held-out"]),
+        (2, &["held-out", "adapt: held-out", "chat: held-out"]),
+    ] {
+        let evaluations = &done[stage].1.evaluations;
+        assert_eq!(evaluations.iter().map(|(first, _)| first.set.as_str()).collect::<Vec<_>>(), names);
+        for (first, last) in evaluations {
+            assert_eq!((first.loss, last.loss), loss(stage), "{}", first.set);
+        }
+    }
     assert!(folder(&recipe, "chain.toml").exists());
 }
 
@@ -253,6 +265,32 @@ fn what_would_fail_later_is_refused_at_once() {
     training.insert("memory_limit_gib".into(), 0.001.into());
     let error = go(&recipe, Go::default()).0.unwrap_err();
     assert!(error.message().starts_with("stage instruct: the run does not fit"), "{error}");
+}
+
+#[test]
+fn what_a_stage_held_out_is_measured_when_its_data_are_gone_and_told_when_it_cannot_be() {
+    let tiny = Tiny::new();
+    let recipe = recipe(&tiny, "chain");
+    go(&recipe, Go { until: Some("adapt"), ..Go::default() }).0.unwrap();
+    fs::remove_file(tiny.path("text.txt")).unwrap();
+    let (result, said) = go(&recipe, Go { until: Some("chat"), ..Go::default() });
+    let measured = |done: &Done, index: usize| -> Vec<String> {
+        done[index].1.evaluations.iter().map(|(first, _)| first.set.clone()).collect()
+    };
+    assert_eq!(measured(&result.unwrap(), 1), ["held-out", "adapt: held-out"]);
+    assert!(said.warnings.is_empty(), "{:?}", said.warnings);
+    let log = fs::read_to_string(folder(&recipe, "2-chat/log.jsonl")).unwrap();
+    assert_eq!(log.matches("\"set\":\"adapt: held-out\"").count(), 2, "before the stage and after it: {log}");
+
+    let kept = folder(&recipe, "1-adapt/held-out/0.tokens");
+    let mut bytes = fs::read(&kept).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&kept, bytes).unwrap();
+    let (result, said) = go(&recipe, Go::default());
+    assert_eq!(measured(&result.unwrap(), 2), ["held-out", "chat: held-out"]);
+    let told = said.warnings.iter().filter(|text| text.contains("stage adapt cannot be measured")).count();
+    assert_eq!(told, 1, "{:?}", said.warnings);
 }
 
 #[test]

@@ -58,6 +58,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
         beginning,
         allow_config_change: args.allow_config_change,
         stop: &|_| signals::requested().map(|signal| signal.name().to_string()),
+        chain: None,
     };
     if !recipe.stage.is_empty() {
         let result = stages::run_chain(&recipe, args.stage.as_deref(), &options, &mut screen);

@@ -2,13 +2,15 @@
 //!
 //! [`memory`] plans before anything is loaded, [`folder`] finds out where the run stands, [`start`] loads data and model, [`run`] is the loop, [`step`] one optimizer
 //! step, [`evaluate`] the held-out measure, [`save`] checkpoints and the result, [`metrics`] the log. [`guards`] watch the
-//! losses, [`signals`] listen for the wish to stop. [`stages`] makes a chain of such runs.
+//! losses, [`signals`] listen for the wish to stop. [`stages`] makes a chain of such runs, [`kept`] what each of them holds
+//! out.
 
 pub mod config;
 pub mod config_change;
 pub mod evaluate;
 pub mod folder;
 pub mod guards;
+pub mod kept;
 pub mod memory;
 pub mod metrics;
 pub mod recompute;

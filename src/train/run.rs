@@ -8,6 +8,7 @@ use super::config::RunConfig;
 use super::evaluate::{evaluate, Evaluation};
 use super::folder::{Beginning, RunFolder};
 use super::guards::{SkipCounter, SpikeAction, SpikeDetector};
+use super::kept::Earlier;
 use super::memory;
 use super::metrics::{EvalRow, Log, Row, StepRow};
 use super::save::result_path;
@@ -43,6 +44,8 @@ pub struct RunOptions<'a> {
     pub allow_config_change: bool,
     /// Why the run should stop after so many steps, if it should: asked after each step and during evaluations.
     pub stop: &'a dyn Fn(u64) -> Option<String>,
+    /// In a chain, the stages that this one builds upon: what they held out is measured too. None outside of one.
+    pub chain: Option<&'a [Earlier]>,
 }
 
 /// What a run leaves behind.
@@ -108,7 +111,7 @@ pub fn run(config: &RunConfig, options: &RunOptions<'_>, observer: &mut dyn Obse
         let evaluations: Vec<EvalRow> = state.evaluations.iter().map(EvalRow::from).collect();
         return Ok(summary(config, &evaluations, (state.step, state.tokens, state.seconds)));
     }
-    let mut run = Run::start(config, keep, folder, restored, observer)?;
+    let mut run = Run::start((config, options.chain), keep, folder, restored, observer)?;
     loop {
         if run.evaluation_is_due() {
             run.evaluate(&stop, observer)?;

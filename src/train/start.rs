@@ -6,6 +6,7 @@
 use super::config::RunConfig;
 use super::folder::{RunFolder, LOG_FILE};
 use super::guards::{SkipCounter, SpikeDetector};
+use super::kept::{self, Earlier};
 use super::metrics::{EvalRow, Log};
 use super::run::{Observer, Run};
 use super::step::{Engine, StepSettings};
@@ -37,11 +38,14 @@ pub struct Corpora {
 impl Corpora {
     /// `model` is the folder that describes the model.
     fn load(
-        config: &RunConfig,
+        (config, chain): (&RunConfig, Option<&[Earlier]>),
         (tokenizer, model): (&Tokenizer, &Path),
         observer: &mut dyn Observer,
     ) -> Result<Corpora> {
         let Data { train, held_out: mut sets, report } = read(&config.data, tokenizer, model, observer)?;
+        if chain.is_some() {
+            kept::keep(&config.folder(), &sets, tokenizer)?;
+        }
         if report.bad_lines.count > 0 {
             let (count, first) = (report.bad_lines.count, report.bad_lines.first.join("\n  "));
             observer.warning(&format!("{count} unusable records skipped, the first:\n  {first}"));
@@ -55,6 +59,15 @@ impl Corpora {
                 ..DataConfig::of_paths(&set.paths)
             };
             sets.push((set.name.clone(), read(&section, tokenizer, model, observer)?.train));
+        }
+        for earlier in chain.into_iter().flatten() {
+            match kept::of(earlier, tokenizer) {
+                Ok(kept) => sets.extend(kept),
+                Err(error) => observer.warning(&format!(
+                    "what is left of stage {} cannot be measured by what it held out: {error}",
+                    earlier.stage
+                )),
+            }
         }
         for (name, corpus) in [("training", &train)].into_iter().chain(sets.iter().map(|(n, c)| (n.as_str(), c))) {
             let (documents, tokens, bytes) = (corpus.len(), corpus.text_tokens(), corpus.text_bytes());
@@ -97,7 +110,7 @@ impl Run {
     /// Anything about model, adapter or text; nothing to train; a checkpoint of another base, other data or other
     /// parameters.
     pub(super) fn start(
-        config: &RunConfig,
+        (config, chain): (&RunConfig, Option<&[Earlier]>),
         keep: Vec<Keep>,
         folder: RunFolder,
         restored: Option<Restored>,
@@ -122,7 +135,7 @@ impl Run {
         let corpora = with_description(place, |description| {
             let tokenizer = Tokenizer::load(description, Some(model_config.vocab_size))?;
             tokenizer.warnings().iter().for_each(|warning| observer.warning(warning));
-            Corpora::load(config, (&tokenizer, description), observer)
+            Corpora::load((config, chain), (&tokenizer, description), observer)
         })?;
         let data_hash = corpora.train.fingerprint().to_hex().to_string();
         check_same("the training data", "data.paths", &data_hash, then.map(|(path, state)| (path, &state.data_hash)))?;

@@ -3,6 +3,7 @@
 //! ```text
 //! runs/<name>/  .lock   chain.toml (the recipe)
 //!               1-adapt/  stage.json, and a run as in [`super::folder`]   merged/ where a later stage starts from it
+//!                         held-out/ ([`super::kept`])
 //!               2-chat/   ...
 //! ```
 //!
@@ -22,6 +23,7 @@ pub use recipe::Recipe;
 
 use super::config::RunConfig;
 use super::folder::{self, Beginning};
+use super::kept::Earlier;
 use super::memory::{self, Situation};
 use super::run::{self, Observer, RunOptions, RunSummary};
 use super::save::result_path;
@@ -151,10 +153,23 @@ impl Chain<'_> {
             let late = limit > 0.0 && self.start.elapsed() >= Duration::from_secs_f64(limit * 3600.0);
             (self.options.stop)(step).or_else(|| late.then(|| format!("the limit of {limit} hours")))
         };
-        let options = RunOptions { beginning: Beginning::Auto, stop: &stop, ..*self.options };
+        let earlier = self.earlier(index);
+        let options = RunOptions { beginning: Beginning::Auto, stop: &stop, chain: Some(&earlier), ..*self.options };
         let summary = run::run(&stage.config, &options, observer)?;
         record::write(&record_path, &Record { began_from: origin, finished: Some(Finish::of(&summary)) })?;
         Ok(summary)
+    }
+
+    /// The stages that a stage builds upon, the first one first.
+    fn earlier(&self, index: usize) -> Vec<Earlier> {
+        let mut earlier = Vec::new();
+        let mut at = index;
+        while let Some((parent, _)) = self.stages[at].after {
+            earlier.push(Earlier { stage: self.stages[parent].name.clone(), folder: self.stages[parent].folder() });
+            at = parent;
+        }
+        earlier.reverse();
+        earlier
     }
 
     /// The stage's record if the stage began from what is there now; otherwise the folder makes way.
