@@ -92,6 +92,29 @@ fn sources_are_inspected_prepared_and_trained_on() {
 }
 
 #[test]
+fn all_stages_of_a_chain_are_prepared_at_once() {
+    let place = workspace();
+    let folder = place.path();
+    three_sources(folder);
+    let chain = "name = \"chain\"\nmodel = \"model\"\n[data]\nsequence_length = 250\ncache = \"tokens\"\n\
+        [[stage]]\nname = \"text\"\n[stage.data]\npaths = [\"data.jsonl\"]\n\
+        [[stage]]\nname = \"chat\"\n[stage.data]\npaths = [\"chat.jsonl\"]\ntemplate = \"llamantino-chat\"\n";
+    std::fs::write(folder.join("chain.toml"), chain).unwrap();
+    for (arguments, stages, counts) in [
+        (&["data", "prepare", "chain.toml", "--stage", "chat"][..], 0, &["60 documents"][..]),
+        (&["data", "prepare", "chain.toml"], 2, &["120 documents", "0 documents"]),
+    ] {
+        let output = run(folder, arguments);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{stderr}");
+        assert_eq!(stderr.lines().filter(|line| line.starts_with("stage ")).count(), stages, "{stderr}");
+        let found: Vec<&str> = stderr.lines().filter(|line| line.contains("tokenised now")).collect();
+        assert_eq!(found.len(), counts.len(), "{stderr}");
+        assert!(found.iter().zip(counts).all(|(line, count)| line.starts_with(count)), "{stderr}");
+    }
+}
+
+#[test]
 fn broken_data_stop_a_run_with_file_and_line() {
     let place = workspace();
     let folder = place.path();

@@ -66,14 +66,14 @@ pub struct PrepareArgs {
 }
 
 /// Which run.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct RunArgs {
     /// The run's configuration (TOML). Of the model only its configuration, tokenizer and template are read.
     pub config: PathBuf,
     /// Replace a value of the configuration, e.g. `data.sequence_length=1024`; may be given again.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
-    /// Of a chain of stages, the one whose data are meant.
+    /// Of a chain of stages, the one whose data are meant; `prepare` takes all without it.
     #[arg(long, value_name = "NAME")]
     pub stage: Option<String>,
 }
@@ -84,7 +84,7 @@ pub fn run(args: DataArgs) -> Result<()> {
         DataCommand::Inspect(args) => {
             open(&args.run, |config, tokenizer, model| run_inspect(&args, config, tokenizer, model))
         }
-        DataCommand::Prepare(args) => open(&args.run, run_prepare),
+        DataCommand::Prepare(args) => run_prepare(&args.run),
     }
 }
 
@@ -132,7 +132,20 @@ fn run_inspect(args: &InspectArgs, config: &RunConfig, tokenizer: &Tokenizer, mo
     Ok(())
 }
 
-fn run_prepare(config: &RunConfig, tokenizer: &Tokenizer, model: &Path) -> Result<()> {
+/// Prepares the run that is named, or every stage of a chain.
+fn run_prepare(run: &RunArgs) -> Result<()> {
+    let recipe: Recipe = config::load_file(&run.config, &run.overrides)?;
+    if run.stage.is_some() || recipe.stage.is_empty() {
+        return open(run, prepare);
+    }
+    for stage in recipe.stage {
+        output::note(&format!("stage {}", stage.name));
+        open(&RunArgs { stage: Some(stage.name), ..run.clone() }, prepare)?;
+    }
+    Ok(())
+}
+
+fn prepare(config: &RunConfig, tokenizer: &Tokenizer, model: &Path) -> Result<()> {
     let bar = progress::counted(0, "tokenising (KiB)");
     let mut documents = (0, 0);
     let report = load::prepare(&config.data, tokenizer, model, &mut |state| {

@@ -5,6 +5,7 @@
 //! again for each epoch. Where sources have weights an epoch takes other documents than the one before ([`Mix`]), and
 //! they are packed anew. Resuming is [`Batches::seek`] with a saved cursor.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -156,7 +157,7 @@ impl Batches {
             let count = batches.corpus.len();
             return Err(Error::failed(format!("nothing to train on: {count} documents, none with a token to predict")));
         }
-        batches.order = batches.epoch_order(0);
+        batches.order = batches.epoch_order(&batches.windows, 0);
         Ok(batches)
     }
 
@@ -165,10 +166,10 @@ impl Batches {
         let BatchSettings { sequence_length: length, packing, seed, .. } = self.settings;
         let corpus = &*self.corpus;
         let order = match &self.mix {
-            Some(mix) => mix.documents(epoch),
-            None => RandomStream::derive(seed, "documents", &[]).permutation(corpus.len()),
+            Some(mix) => mix.documents(epoch).into_iter().map(|document| document as u32).collect(),
+            None => shuffled(corpus.len(), &RandomStream::derive(seed, "documents", &[])),
         };
-        let documents = order.into_iter().map(|document| (document, corpus.rows(document)));
+        let documents = order.into_iter().map(|document| (document as usize, corpus.rows(document as usize)));
         let useful = |document, rows| corpus.trained_rows(document, rows) > 0;
         match packing {
             true => pack(documents, length, &useful),
@@ -176,20 +177,20 @@ impl Batches {
         }
     }
 
-    fn epoch_order(&self, epoch: u64) -> Vec<u32> {
-        let order = RandomStream::derive(self.settings.seed, "windows", &[epoch]).permutation(self.windows.len());
-        let order: Vec<u32> = order.into_iter().map(|window| window as u32).collect();
+    /// The order of an epoch's windows.
+    fn epoch_order(&self, windows: &Windows, epoch: u64) -> Vec<u32> {
+        let order = shuffled(windows.len(), &RandomStream::derive(self.settings.seed, "windows", &[epoch]));
         match self.settings.group_by_length {
-            true => self.grouped(order, epoch),
+            true => self.grouped(windows, order, epoch),
             false => order,
         }
     }
 
     /// `order` with windows of like length in one micro-batch, the micro-batches in random order.
-    fn grouped(&self, mut order: Vec<u32>, epoch: u64) -> Vec<u32> {
+    fn grouped(&self, windows: &Windows, mut order: Vec<u32>, epoch: u64) -> Vec<u32> {
         let size = self.settings.windows;
         for group in order.chunks_mut(size * GROUP) {
-            group.sort_by_key(|&window| std::cmp::Reverse(self.window_rows(window as usize)));
+            group.sort_by_key(|&window| std::cmp::Reverse(self.rows_of(windows.get(window as usize))));
         }
         // The last micro-batch may be smaller; it stays the last, so that all others are full.
         let full = order.len() / size;
@@ -200,9 +201,9 @@ impl Batches {
         grouped
     }
 
-    fn window_rows(&self, window: usize) -> usize {
+    fn rows_of(&self, window: &[Piece]) -> usize {
         let rows = |piece: &Piece| piece.rows(self.corpus.rows(piece.document as usize), self.settings.sequence_length);
-        self.windows.get(window).iter().map(|piece| rows(piece).len()).sum()
+        window.iter().map(|piece| rows(piece).len()).sum()
     }
 
     /// Goes to an epoch.
@@ -210,22 +211,28 @@ impl Batches {
         if self.mix.is_some() {
             self.windows = self.pack_epoch(epoch);
         }
-        self.order = self.epoch_order(epoch);
+        self.order = self.epoch_order(&self.windows, epoch);
         self.cursor = BatchCursor { epoch, index: 0 };
     }
 
     /// Optimizer steps until at least `rows` rows were seen, from the first epoch on.
     pub fn steps_for_rows(&self, rows: u64, micro_batches_per_step: u64) -> u64 {
-        let mut walk = self.clone();
-        walk.enter(0);
-        let (mut seen, mut steps) = (0, 0);
+        let windows_per_step = self.settings.windows * micro_batches_per_step.max(1) as usize;
+        let (mut seen, mut steps, mut epoch) = (0, 0, 0);
         while seen < rows {
-            steps += 1;
-            let count = walk.left_in_epoch().min(micro_batches_per_step.max(1));
-            for _ in 0..count {
-                seen += walk.at_cursor().map(|window| walk.window_rows(window) as u64).sum::<u64>();
-                walk.advance();
+            let windows = match self.mix {
+                Some(_) => Cow::Owned(self.pack_epoch(epoch)),
+                None => Cow::Borrowed(&self.windows),
+            };
+            // A step never crosses the end of an epoch.
+            for step in self.epoch_order(&windows, epoch).chunks(windows_per_step) {
+                if seen >= rows {
+                    break;
+                }
+                seen += step.iter().map(|&window| self.rows_of(windows.get(window as usize)) as u64).sum::<u64>();
+                steps += 1;
             }
+            epoch += 1;
         }
         steps
     }
@@ -257,7 +264,7 @@ impl Batches {
 
     /// Rows of the windows of the present epoch, by window.
     pub fn rows_by_window(&self) -> impl Iterator<Item = usize> + '_ {
-        (0..self.windows.len()).map(|window| self.window_rows(window))
+        self.windows.iter().map(|window| self.rows_of(window))
     }
 
     /// The corpus.
@@ -330,6 +337,13 @@ impl Batches {
         }
         hasher.finalize()
     }
+}
+
+/// The numbers below `count`, shuffled: half the memory of a permutation in `usize`.
+fn shuffled(count: usize, stream: &RandomStream) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..count as u32).collect();
+    stream.shuffle(&mut order);
+    order
 }
 
 /// Every document once, in order, for measuring: micro-batches of `windows` windows of at most `sequence_length` rows

@@ -3,11 +3,14 @@
 //! The folder's name is the blake3 of the file's content and of everything else that decides the tokens. It holds parts
 //! `00000.tokens`, `00001.tokens`, ... ([`super::corpus::part`]), each written under another name, synced and renamed, and
 //! `complete` once the file was read to its end. What is there of an incomplete one is used, and work goes on behind it.
-//! Everything may be deleted at any time: it is made again.
+//! Everything may be deleted at any time: it is made again, and a run that has it open reads on.
+//!
+//! What is kept nowhere stays in memory up to [`HELD_BYTES`]; parts beyond that go to files without a name.
 
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
 use super::corpus::part::Part;
@@ -18,10 +21,37 @@ const VERSION: &str = "llamantino tokens 1";
 /// Present once all parts are.
 const COMPLETE: &str = "complete";
 
+/// Most bytes of parts that are held in memory.
+pub const HELD_BYTES: u64 = 128 << 20;
+
 /// Where tokens are kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct TokenCache {
     folder: Option<PathBuf>,
+    memory: Memory,
+}
+
+/// Parts that are kept nowhere.
+#[derive(Debug, Clone)]
+struct Memory {
+    held: Arc<AtomicU64>,
+    limit: u64,
+}
+
+impl Memory {
+    fn with_limit(limit: u64) -> Memory {
+        Memory { held: Arc::default(), limit }
+    }
+
+    /// The part in memory, or in a file without a name if there are too many.
+    fn settle(&self, part: Part) -> Result<Arc<Part>> {
+        let bytes = part.bytes().len() as u64;
+        if self.held.fetch_add(bytes, Ordering::Relaxed) + bytes <= self.limit {
+            return Ok(Arc::new(part));
+        }
+        self.held.fetch_sub(bytes, Ordering::Relaxed);
+        part.spill(&std::env::temp_dir()).map(Arc::new)
+    }
 }
 
 /// The tokens of one file as one template writes them.
@@ -29,6 +59,7 @@ pub struct CacheEntry {
     folder: Option<PathBuf>,
     parts: Vec<Arc<Part>>,
     complete: bool,
+    memory: Memory,
 }
 
 impl TokenCache {
@@ -40,7 +71,20 @@ impl TokenCache {
             "auto" => user_cache().map(|cache| cache.join("llamantino").join("tokens")),
             folder => Some(PathBuf::from(folder)),
         };
-        TokenCache { folder }
+        TokenCache { folder, memory: Memory::with_limit(HELD_BYTES) }
+    }
+
+    /// One that keeps nothing, and counts what is in memory together with this one.
+    pub fn switched_off(&self) -> TokenCache {
+        TokenCache { folder: None, memory: self.memory.clone() }
+    }
+
+    /// A part that is kept nowhere.
+    ///
+    /// # Errors
+    /// What the file system refuses where there are too many for the memory.
+    pub fn settle(&self, part: Part) -> Result<Arc<Part>> {
+        self.memory.settle(part)
     }
 
     /// Where it lies, if it is on.
@@ -55,7 +99,8 @@ impl TokenCache {
     /// A file that cannot be read; a folder that cannot be made.
     pub fn entry(&self, path: &Path, how: &str) -> Result<(CacheEntry, Option<String>)> {
         let Some(cache) = &self.folder else {
-            return Ok((CacheEntry { folder: None, parts: Vec::new(), complete: false }, None));
+            let memory = self.memory.clone();
+            return Ok((CacheEntry { folder: None, parts: Vec::new(), complete: false, memory }, None));
         };
         let folder = cache.join(key(path, how)?);
         fs::create_dir_all(&folder).map_err(|error| {
@@ -80,7 +125,7 @@ impl TokenCache {
         let complete = folder.join(COMPLETE);
         let count = fs::read_to_string(&complete).ok().and_then(|text| text.trim().parse::<usize>().ok());
         let complete = count == Some(parts.len());
-        Ok((CacheEntry { folder: Some(folder), parts, complete }, damage))
+        Ok((CacheEntry { folder: Some(folder), parts, complete, memory: self.memory.clone() }, damage))
     }
 }
 
@@ -95,13 +140,13 @@ impl CacheEntry {
         self.complete
     }
 
-    /// Adds the next part: on disk, from where it is mapped, or in memory if the cache is off.
+    /// Adds the next part: on disk, from where it is mapped, or as [`TokenCache::settle`] has it if the cache is off.
     ///
     /// # Errors
     /// What the file system refuses.
     pub fn add(&mut self, part: Part) -> Result<()> {
         let Some(folder) = &self.folder else {
-            self.parts.push(Arc::new(part));
+            self.parts.push(self.memory.settle(part)?);
             return Ok(());
         };
         let place = folder.join(part_name(self.parts.len()));
@@ -129,6 +174,8 @@ fn part_name(number: usize) -> String {
 /// Writes a file that appears at once. Two processes that make the same part write the same bytes.
 fn write(folder: &Path, place: &Path, bytes: &[u8]) -> Result<()> {
     let failed = |error| Error::io(place, "write", error);
+    // Somebody may have deleted it in the meantime.
+    fs::create_dir_all(folder).map_err(failed)?;
     let mut file = tempfile::Builder::new().prefix(".tmp-").tempfile_in(folder).map_err(failed)?;
     file.write_all(bytes).map_err(failed)?;
     file.as_file().sync_all().map_err(failed)?;

@@ -44,6 +44,9 @@ pub struct DataConfig {
     pub held_out_fraction: f64,
     /// Files (folders, globs) to measure on, instead of a fraction. They are left out of `paths`.
     pub held_out_files: Vec<String>,
+    /// Most documents to measure on, chosen by their content; the others that are held out are not trained on either. 0:
+    /// all.
+    pub max_held_out: u64,
     /// How many unusable records (broken JSON, no text, not UTF-8) to skip; one more stops the run.
     pub max_bad_lines: u64,
     /// Let control tokens that stand in the text of documents and messages be these tokens. Off: they are spelled out.
@@ -97,6 +100,9 @@ pub struct SourceConfig {
     pub held_out_files: Vec<String>,
     /// As in `[data]`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_held_out: Option<u64>,
+    /// As in `[data]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub max_bad_lines: Option<u64>,
 }
 
@@ -123,6 +129,8 @@ pub struct Source {
     pub held_out_fraction: f64,
     /// Files to measure on.
     pub held_out_files: Vec<String>,
+    /// Most documents to measure on; 0: all.
+    pub max_held_out: u64,
     /// How many unusable records to skip.
     pub max_bad_lines: u64,
 }
@@ -143,6 +151,7 @@ impl Default for DataConfig {
             group_by_length: false,
             held_out_fraction: 0.0,
             held_out_files: Vec::new(),
+            max_held_out: 0,
             max_bad_lines: 0,
             special_tokens_in_text: false,
             cache: "auto".into(),
@@ -186,6 +195,7 @@ impl DataConfig {
                     true => self.held_out_files.clone(),
                     false => source.held_out_files.clone(),
                 },
+                max_held_out: source.max_held_out.unwrap_or(self.max_held_out),
                 max_bad_lines: source.max_bad_lines.unwrap_or(self.max_bad_lines),
             }
         };
@@ -284,6 +294,7 @@ impl Section for SourceConfig {
             weight: Some(1.0),
             max_documents: Some(0),
             held_out_fraction: Some(0.0),
+            max_held_out: Some(0),
             max_bad_lines: Some(0),
             ..SourceConfig::default()
         }

@@ -77,6 +77,9 @@ pub fn load(
         report.check(source, &held)?;
         loader.report.sources.push(report);
         if source.holds_out() {
+            if source.max_held_out > 0 {
+                held.keep_least(usize::try_from(source.max_held_out).unwrap_or(usize::MAX));
+            }
             let name = if sources.len() == 1 { "held-out".to_owned() } else { format!("held-out {}", source.name) };
             held_out.push((name, held));
         }
@@ -264,7 +267,7 @@ impl<'a> Loader<'a> {
                 report.count(path, part.account())?;
                 self.state.documents += part.len() as u64;
                 self.state.tokens += part.tokens() as u64;
-                all.push(Arc::new(part));
+                all.push(self.cache.settle(part)?);
             }
             self.state.bytes_done += std::fs::metadata(path).map_or(0, |about| about.len());
             self.state.file.clone_from(path);
@@ -284,7 +287,7 @@ impl<'a> Loader<'a> {
         let before = self.state.bytes_done;
         let size = std::fs::metadata(path).map_or(0, |about| about.len());
         let small = self.config.cache == "auto" && size < SMALL_FILE_BYTES;
-        let off = TokenCache::named("off");
+        let off = self.cache.switched_off();
         let cache = if small { &off } else { &self.cache };
         let mut file =
             FileTokens::open(path, source, (self.tokenizer, self.model), self.config.special_tokens_in_text)?;

@@ -96,6 +96,7 @@ fn cut<'a>(
 /// Packs documents for training, deterministically for a given order. `length` is at least 1.
 pub fn pack(documents: impl Documents, length: usize, useful: Useful) -> Windows {
     let mut windows = Windows::with_several_pieces();
+    windows.pieces.reserve_exact(documents.size_hint().0);
     let mut packer = Packer::new(length);
     let mut buffered = 0;
     for (document, rows) in documents {

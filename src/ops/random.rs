@@ -109,12 +109,17 @@ impl RandomStream {
     /// A permutation of `0..len` (Fisher-Yates).
     pub fn permutation(&self, len: usize) -> Vec<usize> {
         let mut order: Vec<usize> = (0..len).collect();
-        for i in (1..len).rev() {
+        self.shuffle(&mut order);
+        order
+    }
+
+    /// Puts items into the order of [`RandomStream::permutation`].
+    pub fn shuffle<T>(&self, items: &mut [T]) {
+        for i in (1..items.len()).rev() {
             let words = self.words(i as u64);
             let draw = (u64::from(words[0]) << 32 | u64::from(words[1])) as u128;
-            order.swap(i, ((draw * (i as u128 + 1)) >> 64) as usize);
+            items.swap(i, ((draw * (i as u128 + 1)) >> 64) as usize);
         }
-        order
     }
 }
 

@@ -125,6 +125,26 @@ impl TokenizedCorpus {
         }
     }
 
+    /// Keeps so many documents of a corpus of one source: those whose content has the least hashes, in their order. Which
+    /// these are does not depend on the order of the files.
+    pub fn keep_least(&mut self, count: usize) {
+        if count >= self.len() {
+            return;
+        }
+        let hash = |document: usize| {
+            let (part, place) = self.place(document);
+            part.content_hash(place)
+        };
+        let mut order: Vec<(u64, u32)> =
+            (0..self.len()).map(|document| (hash(document), self.chosen[document])).collect();
+        order.sort_unstable();
+        self.chosen = order[..count].iter().map(|(_, number)| *number).collect();
+        self.chosen.sort_unstable();
+        if let Some(source) = self.sources.last_mut() {
+            source.documents.end = self.chosen.len();
+        }
+    }
+
     /// Number of documents.
     pub fn len(&self) -> usize {
         self.chosen.len()

@@ -14,10 +14,11 @@
 //! documents, and its hash was right when it was opened.
 
 use std::fs::File;
+use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
 
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 use serde::{Deserialize, Serialize};
 
 use crate::data::tokenize::bytes::TokenBytes;
@@ -233,10 +234,40 @@ impl Part {
     /// A file that is no part, or whose content is not what was written.
     pub fn open(path: &Path) -> Result<Part> {
         let file = File::open(path).map_err(|error| Error::io(path, "open", error))?;
+        Part::map(&file, path)
+    }
+
+    /// The same part in a file of `folder` that has no name, and is gone when the part is.
+    ///
+    /// # Errors
+    /// What the file system refuses.
+    pub fn spill(self, folder: &Path) -> Result<Part> {
+        let failed = |error| {
+            Error::io(folder, "keep tokens in a file in", error)
+                .hint("let TMPDIR name a folder with space, or data.cache one to keep them in")
+        };
+        let mut file = tempfile::tempfile_in(folder).map_err(failed)?;
+        file.write_all(self.bytes()).map_err(failed)?;
+        drop(self);
+        Part::map(&file, folder)
+    }
+
+    fn map(file: &File, path: &Path) -> Result<Part> {
         // SAFETY: cache files are written under another name, renamed when complete and never changed in place; a file
         // that somebody cuts short while it is mapped ends the process with SIGBUS, as it does any program that maps it.
-        let map = unsafe { Mmap::map(&file) }.map_err(|error| Error::io(path, "map", error))?;
-        Part::of_store(Store::Mapped(map)).map_err(|what| Error::file(path, format_args!("damaged tokens: {what}")))
+        let map = unsafe { Mmap::map(file) }.map_err(|error| Error::io(path, "map", error))?;
+        let part = Part::of_store(Store::Mapped(map));
+        let part = part.map_err(|what| Error::file(path, format_args!("damaged tokens: {what}")))?;
+        part.release();
+        Ok(part)
+    }
+
+    /// Takes the pages of a mapped part out of this process's memory; each comes back from the file when it is read.
+    fn release(&self) {
+        if let Store::Mapped(map) = &self.store {
+            // SAFETY: the map is read-only and shared: a page holds what the file holds, before as after.
+            let _ = unsafe { map.unchecked_advise(UncheckedAdvice::DontNeed) };
+        }
     }
 
     fn of_store(store: Store) -> Result<Part, &'static str> {
@@ -292,6 +323,11 @@ impl Part {
             Store::Memory(words) => bytemuck::cast_slice(words),
             Store::Mapped(map) => map,
         }
+    }
+
+    /// Whether it lies in a file.
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.store, Store::Mapped(_))
     }
 
     /// blake3 of the content.

@@ -152,11 +152,12 @@ impl DataReport {
         (self.text_bytes, self.text_tokens, self.bad_lines) = (bytes, tokens, bad);
     }
 
-    /// The account in one line.
+    /// The account in one line, and the first unusable records in one each.
     pub(super) fn account(&self) -> String {
         let long: u64 = self.sources.iter().map(|source| source.dropped_long).sum();
+        let first: String = self.bad_lines.first.iter().map(|line| format!("\n  {line}")).collect();
         format!(
-            "{} file(s), {} held-out document(s), {long} too long for a window, {} without tokens, {} unusable record(s)",
+            "{} file(s), {} held-out document(s), {long} too long for a window, {} without tokens, {} unusable record(s){first}",
             self.files.len(),
             self.held_out_documents,
             self.without_tokens,

@@ -49,6 +49,27 @@ fn the_split_is_by_content_and_near_its_fraction() {
 }
 
 #[test]
+fn no_more_is_measured_than_asked_and_nothing_of_the_rest_is_trained() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut lines = texts(2000);
+    let path = write(folder.path(), "a.jsonl", &lines);
+    lines.reverse();
+    let reversed = write(folder.path(), "b.jsonl", &lines);
+    let tokenizer = metaspace_folder().load();
+    let load_path = |path: &str, max_held_out| {
+        let config = DataConfig { held_out_fraction: 0.1, max_held_out, ..config(&[path.to_owned()]) };
+        read(&config, &tokenizer).unwrap()
+    };
+    let (all, some, again) = (load_path(&path, 0), load_path(&path, 20), load_path(&reversed, 20));
+    let of = |data: &Data| documents(&data.held_out[0].1);
+    assert_eq!((of(&some).len(), some.held_out[0].1.sources()[0].documents.clone()), (20, 0..20));
+    assert!(of(&some).is_subset(&of(&all)));
+    assert_eq!(of(&some), of(&again));
+    assert_eq!(documents(&all.train), documents(&some.train));
+    assert_eq!(of(&load_path(&path, 1_000_000)), of(&all));
+}
+
+#[test]
 fn held_out_files_are_taken_out_of_their_folder() {
     let folder = tempfile::tempdir().unwrap();
     let lines = texts(20);
@@ -240,6 +261,50 @@ fn the_cache_gives_the_same_tokens_and_survives_damage() {
     assert_eq!([data.report.sources[0].parts_from_cache, data.report.sources[1].parts_from_cache], [0, 1]);
     std::fs::remove_dir_all(&cache).unwrap();
     assert_eq!(print(&on).0, plain.0);
+}
+
+#[test]
+fn tokens_of_a_file_that_was_left_half_done_are_completed_to_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokenizer = metaspace_folder().load();
+    // A part takes 65,536 records, and one of these is bad.
+    let mut records: Vec<String> = (0..140_000).map(|i| format!("{{\"text\":\"di {i}\"}}")).collect();
+    records[100_000] = "{\"text\":".into();
+    let path = lines(folder.path(), "a.jsonl", &records);
+    let with = |cache: &str, max_documents| DataConfig {
+        cache: folder.path().join(cache).to_string_lossy().into_owned(),
+        max_bad_lines: 1,
+        max_documents,
+        ..config(std::slice::from_ref(&path))
+    };
+    let parts = |cache: &str| -> Vec<(String, Vec<u8>)> {
+        let entry = std::fs::read_dir(folder.path().join(cache)).unwrap().next().unwrap().unwrap().path();
+        let files = std::fs::read_dir(entry).unwrap().map(|file| file.unwrap());
+        let mut files: Vec<_> = files
+            .map(|file| (file.file_name().to_string_lossy().into_owned(), std::fs::read(file.path()).unwrap()))
+            .collect();
+        files.sort();
+        files
+    };
+    let whole = read(&with("whole", 0), &tokenizer).unwrap();
+    let expected = parts("whole");
+    let names: Vec<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["00000.tokens", "00001.tokens", "00002.tokens", "complete"]);
+    // A run that needs less leaves the rest; one that needs all completes it.
+    let some = read(&with("half", 70_000), &tokenizer).unwrap();
+    assert_eq!((some.train.len(), parts("half").len()), (70_000, 2));
+    let prepared = prepare(&with("half", 0), &tokenizer, Path::new(""), &mut |_| ()).unwrap();
+    assert_eq!((prepared.sources[0].parts_from_cache, prepared.bad_lines.count), (2, 1));
+    assert!(prepared.bad_lines.first[0].contains("a.jsonl:100001: broken JSON"), "{:?}", prepared.bad_lines);
+    assert_eq!(parts("half"), expected);
+    // As a process leaves it that was killed while it wrote.
+    let entry = std::fs::read_dir(folder.path().join("half")).unwrap().next().unwrap().unwrap().path();
+    std::fs::remove_file(entry.join("complete")).unwrap();
+    std::fs::write(entry.join("00002.tokens"), &expected[2].1[..1000]).unwrap();
+    let again = read(&with("half", 0), &tokenizer).unwrap();
+    assert_eq!(parts("half"), expected);
+    assert_eq!(again.train.fingerprint(), whole.train.fingerprint());
+    assert_eq!(again.report.sources[0].warnings.len(), 1);
 }
 
 #[test]
