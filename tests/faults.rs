@@ -175,6 +175,42 @@ fn makes_one_thing(tiny: Tiny, arguments: &[&str], out: &str) {
     }
 }
 
+/// A command that makes files in the folder `folder`, each of which appears at once.
+fn makes_files(tiny: Tiny, arguments: &[&str], folder: &str) {
+    let job = Job { arguments: arguments.iter().map(|argument| argument.to_string()).collect(), tiny };
+    let folder = job.tiny.path(folder);
+    let reset = || {
+        remove(&folder);
+        fs::create_dir(&folder).unwrap();
+    };
+    reset();
+    let rest = files(job.tiny.place.path());
+    job.succeed();
+    let expected = files(job.tiny.place.path());
+    let made = files(&folder);
+    assert!(!made.is_empty());
+    let check = |what: &str| {
+        for (name, bytes) in files(&folder) {
+            // Nothing half-done under another name either: it could still be removed.
+            assert!(made.get(&name) == Some(&bytes), "{} after {what}", name.display());
+        }
+        reset();
+        assert!(files(job.tiny.place.path()) == rest, "{what}");
+    };
+    let check_end = |what: &str| {
+        job.succeed();
+        assert!(files(job.tiny.place.path()) == expected, "another result after {what}");
+    };
+    job.sweep(&reset, &check, &check_end);
+
+    for most in ["1000", "7"] {
+        reset();
+        let output = job.faulty().env("FAULT_SHORT", most).output().unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        assert!(files(job.tiny.place.path()) == expected, "short writes of {most}");
+    }
+}
+
 /// A small adapter in `runs/trained/adapter`, and the tiny model.
 fn trained() -> Tiny {
     let tiny = Tiny::new();
@@ -217,6 +253,23 @@ fn import_gguf() {
     let gguf = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/seeds/gguf/q4_0");
     fs::copy(gguf, tiny.path("small.gguf")).unwrap();
     makes_one_thing(tiny, &["import", "small.gguf", "--out", "imported"], "imported");
+}
+
+#[test]
+fn export_gguf() {
+    let model = ["export", "gguf", "--model", "model", "--adapter", "runs/trained/adapter", "--type", "q8_0"];
+    makes_files(trained(), &[&model[..], &["--out", "out/model.gguf"]].concat(), "out");
+    let adapter = ["export", "adapter-gguf", "--model", "model", "--adapter", "runs/trained/adapter"];
+    makes_files(trained(), &[&adapter[..], &["--out", "out/adapter.gguf"]].concat(), "out");
+}
+
+#[test]
+fn data_prepare() {
+    let tiny = Tiny::new();
+    let mut config = tiny.config("prepared");
+    config.data.cache = tiny.path("cache").display().to_string();
+    let path = tiny.write_config(&config).display().to_string();
+    makes_files(tiny, &["data", "prepare", &path], "cache");
 }
 
 /// A run that saves after each of its two steps, and prunes.

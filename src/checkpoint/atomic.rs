@@ -1,14 +1,16 @@
 //! Files and folders that appear at once: written under a temporary name beside their place, synced, read back, renamed.
 //!
-//! Invariant: a final name holds a complete, verified file or folder, or what it held before, or nothing. Order of a
-//! folder: every file written and synced → folder synced → every file read back and compared with the hash of what was
-//! written → rename → parent synced. A process that dies on the way leaves only a name with [`TEMPORARY`] in front, which
-//! [`remove_leftovers`] clears; the caller holds the lock of the run, so nobody else is writing there.
+//! Invariant: a final name holds a complete, verified file or folder, or what it held before, or nothing. A process that
+//! dies on the way leaves only a name with [`TEMPORARY`] in front, which [`remove_leftovers`] clears in a run's folder:
+//! the caller holds the run's lock, so nobody else is writing there.
+
+mod folder;
+
+pub use folder::AtomicFolder;
 
 use super::disk::Disk;
 use super::manifest::FileRecord;
 use crate::error::{Error, Result};
-use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -16,98 +18,6 @@ use std::path::{Path, PathBuf};
 pub const TEMPORARY: &str = ".tmp-";
 /// How the name of a folder begins that is on its way out.
 const REPLACED: &str = ".tmp-replaced-";
-
-/// A folder under its temporary name; removed again unless it is committed.
-pub struct AtomicFolder<'d> {
-    disk: &'d dyn Disk,
-    temporary: PathBuf,
-    path: PathBuf,
-    files: BTreeMap<String, FileRecord>,
-    committed: bool,
-}
-
-impl<'d> AtomicFolder<'d> {
-    /// Starts the folder `path`, whose parent exists.
-    ///
-    /// # Errors
-    /// What the file system says.
-    pub fn begin(disk: &'d dyn Disk, path: &Path) -> Result<AtomicFolder<'d>> {
-        let temporary = sibling(path, TEMPORARY)?;
-        remove_if_there(disk, &temporary)?;
-        disk.create_folder(&temporary).map_err(|error| Error::io(&temporary, "create", error))?;
-        Ok(AtomicFolder { disk, temporary, path: path.into(), files: BTreeMap::new(), committed: false })
-    }
-
-    /// Where the folder is until it is committed.
-    pub fn temporary(&self) -> &Path {
-        &self.temporary
-    }
-
-    /// Length and hash of every file written so far.
-    pub fn files(&self) -> &BTreeMap<String, FileRecord> {
-        &self.files
-    }
-
-    /// Writes the file `name` with what `fill` gives, and syncs it.
-    ///
-    /// # Errors
-    /// What the file system says; the folder cannot be committed then.
-    pub fn write(&mut self, name: &str, fill: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>) -> Result<()> {
-        let record = write_synced(self.disk, &self.temporary.join(name), fill)?;
-        self.files.insert(name.to_string(), record);
-        Ok(())
-    }
-
-    /// Takes up a file that somebody else wrote into [`AtomicFolder::temporary`], synced and checked: it is hashed as it stands.
-    ///
-    /// # Errors
-    /// What the file system says.
-    pub fn adopt(&mut self, name: &str) -> Result<()> {
-        let record = record_of(self.disk, &self.temporary.join(name))?;
-        self.files.insert(name.to_string(), record);
-        Ok(())
-    }
-
-    /// Reads everything back and gives the folder its final name. A folder that has the name already makes way.
-    ///
-    /// # Errors
-    /// A file that reads back differently from what was written; what the file system says.
-    pub fn commit(mut self) -> Result<()> {
-        sync_folder(self.disk, &self.temporary)?;
-        for (name, written) in &self.files {
-            let path = self.temporary.join(name);
-            let found = record_of(self.disk, &path)?;
-            if found != *written {
-                return Err(Error::file(&path, format!("wrote {written}, read back {found}")).hint("check the disk"));
-            }
-        }
-        let replaced = sibling(&self.path, REPLACED)?;
-        if exists(self.disk, &self.path) {
-            remove_if_there(self.disk, &replaced)?;
-            self.disk.rename(&self.path, &replaced).map_err(|error| Error::io(&self.path, "move aside", error))?;
-        }
-        let renamed = self.disk.rename(&self.temporary, &self.path);
-        if let Err(error) = renamed {
-            if exists(self.disk, &replaced) {
-                // The old folder gets its name back where it can; the error below is what the user must hear of.
-                let _ = self.disk.rename(&replaced, &self.path);
-            }
-            return Err(Error::io(&self.path, "rename into place", error));
-        }
-        self.committed = true;
-        sync_folder(self.disk, parent(&self.path))?;
-        remove_if_there(self.disk, &replaced)
-    }
-}
-
-impl Drop for AtomicFolder<'_> {
-    fn drop(&mut self) {
-        if !self.committed {
-            // Nothing can be done about a failure here; the next start removes the leftover.
-            let _ = self.disk.remove(&self.temporary);
-        }
-    }
-}
 
 /// Writes a small file: the name holds the old contents or the new, whatever happens.
 ///

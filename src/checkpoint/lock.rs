@@ -59,8 +59,9 @@ impl RunLock {
     }
 }
 
+/// Whether an open file still has this name.
 #[cfg(unix)]
-fn same_file(file: &File, path: &Path) -> bool {
+pub fn same_file(file: &File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
     let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
     match (file.metadata(), std::fs::metadata(path)) {
@@ -69,8 +70,9 @@ fn same_file(file: &File, path: &Path) -> bool {
     }
 }
 
+/// Whether there is a file of this name; whether it is this one, the system does not tell.
 #[cfg(not(unix))]
-fn same_file(_: &File, path: &Path) -> bool {
+pub fn same_file(_: &File, path: &Path) -> bool {
     path.exists()
 }
 

@@ -15,7 +15,7 @@
 pub mod atomic;
 pub mod disk;
 pub mod exact;
-mod lock;
+pub mod lock;
 mod manifest;
 mod prune;
 mod state;

@@ -1,7 +1,8 @@
 //! A fully trained model as a Hugging Face folder: every weight from the parameter store, rounded once.
 
-use super::folder::NewFolder;
+use super::companions;
 use super::safetensors::{write_json, ShardWriter, TensorSpec, Written, SHARD_BYTES};
+use crate::checkpoint::AtomicFolder;
 use crate::error::{Error, Result};
 use crate::model::{RawTensor, StoredDtype};
 use crate::ops::{Bytes, Param, ParamKind, ParamStore};
@@ -22,26 +23,31 @@ pub enum SaveDtype {
     Bf16,
 }
 
-/// Writes the folder `out`: weights of `params`, `config` (with its dtype set), and the tokenizer files of `companions`.
+/// Writes a model into `folder`: weights of `params`, `config` (with its dtype set), and the tokenizer files of `base`.
 ///
-/// Nothing is left under the final name if anything fails.
-pub fn write(out: &Path, config: &Value, companions: &Path, params: &ParamStore, dtype: SaveDtype) -> Result<Written> {
-    let folder = NewFolder::create(out)?;
+/// # Errors
+/// A value that is not finite in `dtype`; what the file system says.
+pub fn write(
+    folder: &mut AtomicFolder<'_>,
+    config: &Value,
+    base: &Path,
+    params: &ParamStore,
+    dtype: SaveDtype,
+) -> Result<Written> {
     let stored = match dtype {
         SaveDtype::F32 => StoredDtype::F32,
         SaveDtype::F16 => StoredDtype::F16,
         SaveDtype::Bf16 => StoredDtype::Bf16,
     };
     let groups = params.iter().map(|param| vec![TensorSpec::new(&param.name, stored, shape(param))]).collect();
-    let mut writer = ShardWriter::new(folder.path(), "model", groups, SHARD_BYTES)?;
+    let mut writer = ShardWriter::new(folder.temporary(), "model", groups, SHARD_BYTES)?;
     for param in params.iter() {
         let bytes = Bytes::owned(&encode(&param.name, &param.value, dtype)?);
         writer.write(&param.name, &RawTensor { dtype: stored, shape: shape(param), bytes })?;
     }
     let written = writer.finish()?;
-    write_json(&folder.path().join("config.json"), &config_of(config, dtype))?;
-    folder.copy_companions(companions)?;
-    folder.commit()?;
+    write_json(&folder.temporary().join("config.json"), &config_of(config, dtype))?;
+    companions::copy(base, folder)?;
     Ok(written)
 }
 

@@ -3,8 +3,8 @@
 //! One tensor is in memory at a time: the next one is dequantised while the last one is written. The folder appears
 //! when it is complete and was opened again.
 
-use super::folder::NewFolder;
 use super::safetensors::{ShardWriter, TensorSpec, Written, SHARD_BYTES};
+use crate::checkpoint::AtomicFolder;
 use crate::data::tokenize::Tokenizer;
 use crate::error::Result;
 use crate::model::gguf::Gguf;
@@ -44,10 +44,10 @@ pub fn import_gguf(
 ) -> Result<ImportSummary> {
     let model = Gguf::open(gguf, dtype)?;
     let notes = model.tokenizer()?.notes;
-    let folder = NewFolder::create(out)?;
-    let files = model.write_description(folder.path())?;
-    let written = write_weights(&model, folder.path(), progress)?;
-    check_result(folder.path(), &model)?;
+    let folder = AtomicFolder::begin_new(out)?;
+    let files = model.write_description(folder.temporary())?;
+    let written = write_weights(&model, folder.temporary(), progress)?;
+    check_result(folder.temporary(), &model)?;
     folder.commit()?;
     Ok(ImportSummary {
         stored_types: model.stored_types(),

@@ -1,9 +1,9 @@
-//! Writing models: sharded safetensors ([`safetensors`](mod@safetensors)), whole folders that appear at once
-//! ([`folder`]), the NF4 form of a model ([`quantize`](mod@quantize)), an adapter folded into it ([`merge`]), what a
+//! Writing models: sharded safetensors ([`safetensors`](mod@safetensors)), what lies
+//! beside them ([`companions`]), the NF4 form of a model ([`quantize`](mod@quantize)), an adapter folded into it ([`merge`]), what a
 //! tuned model changes in its base ([`diff`]), GGUF files out ([`gguf`]) and as folders ([`import`]).
 
+pub mod companions;
 pub mod diff;
-pub mod folder;
 pub mod full;
 pub mod gguf;
 pub mod import;
@@ -11,7 +11,6 @@ pub mod merge;
 pub mod quantize;
 pub mod safetensors;
 
-pub use folder::{is_companion, NewFolder};
 pub use import::{import_gguf, ImportSummary};
 pub use merge::{merge_folder, MergeDtype, MergeJob};
 pub use quantize::quantize_folder;

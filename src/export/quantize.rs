@@ -4,8 +4,9 @@
 //! their dtype; config.json gets a `quantization_config`. One tensor is in memory at a time: the next one is quantised
 //! while the last one is written.
 
-use super::folder::NewFolder;
+use super::companions;
 use super::safetensors::{write_json, ShardWriter, TensorSpec, Written, SHARD_BYTES};
+use crate::checkpoint::AtomicFolder;
 use crate::error::{Error, Result};
 use crate::model::weights::{check_finite, stored_bytes};
 use crate::model::{Checkpoint, ModelConfig, OpenModel, RawTensor, StoredTensors};
@@ -48,11 +49,11 @@ pub fn quantize_folder(
     }
     let tensors = model.stored();
     let linears = linears(&model.config, tensors)?;
-    let folder = NewFolder::create(out)?;
+    let mut folder = AtomicFolder::begin_new(out)?;
     let mut names = tensors.names();
     names.sort_by_cached_key(|name| natural_key(name));
     let groups = planned(&names, &linears, tensors, config)?;
-    let mut writer = ShardWriter::new(folder.path(), "model", groups, SHARD_BYTES)?;
+    let mut writer = ShardWriter::new(folder.temporary(), "model", groups, SHARD_BYTES)?;
     let source_bytes = stored_bytes(tensors)?;
     let mut done = 0;
     let mut ready: Option<Prepared> = None;
@@ -70,9 +71,9 @@ pub fn quantize_folder(
     let written = writer.finish()?;
     let dtype = linears.values().next().map_or(SourceDtype::F32, |linear| linear.dtype);
     let json = model.config.json_with_quantization(Some(quantization_config(config, dtype)));
-    write_json(&folder.path().join("config.json"), &json)?;
-    let companions = model.with_description(|description| folder.copy_companions(description))?;
-    check_result(folder.path(), &linears)?;
+    write_json(&folder.temporary().join("config.json"), &json)?;
+    let companions = model.with_description(|description| companions::copy(description, &mut folder))?;
+    check_result(folder.temporary(), &linears)?;
     folder.commit()?;
     let quantized = linears.len();
     Ok(Summary { quantized, plain: names.len() - quantized, source_bytes, written, companions })
@@ -143,6 +144,7 @@ fn prepare(
         (Some(linear), Some(values)) => {
             let matrix = quantize(values, linear.rows, linear.cols, config)
                 .map_err(|e| e.at(format!("{place}: tensor {name}")))?;
+            tensor.bytes.release();
             stored_parts(name, &matrix)
         }
         _ => {

@@ -5,11 +5,12 @@
 //! readers can map it. Tensors lie in the order of the plan, but those whose length is not a multiple of 8 bytes come
 //! last in their shard, wider elements first. Reference: the safetensors format; the index of `transformers`.
 
+use crate::checkpoint::lock::same_file;
 use crate::error::{Error, Result};
 use crate::model::{RawTensor, StoredDtype};
 use serde_json::{json, Map, Value};
 use std::collections::{BTreeMap, HashSet};
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -198,7 +199,7 @@ pub fn sync_folder(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// `NAME.partial`, removed unless it is kept.
+/// `NAME.partial`, removed unless it is kept; locked while the file that comes with it is open.
 pub(super) struct PartialFile {
     pub(super) partial: PathBuf,
     path: PathBuf,
@@ -210,9 +211,15 @@ impl PartialFile {
         let mut partial = path.as_os_str().to_owned();
         partial.push(".partial");
         let partial = PathBuf::from(partial);
-        let options = File::options().read(true).write(true).create(true).truncate(true).open(&partial);
+        let options = File::options().read(true).write(true).create(true).truncate(false).open(&partial);
         let file = options.map_err(|e| Error::io(&partial, "create", e))?;
-        Ok((PartialFile { partial, path: path.to_path_buf(), kept: false }, file))
+        // The name is that of the file still, unless the other process finished between the two calls.
+        if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) || !same_file(&file, &partial) {
+            return Err(Error::file(&partial, "another process is writing this file"));
+        }
+        let ours = PartialFile { partial, path: path.to_path_buf(), kept: false };
+        file.set_len(0).map_err(|e| Error::io(&ours.partial, "empty", e))?;
+        Ok((ours, file))
     }
 
     pub(super) fn keep(mut self) -> Result<()> {
@@ -360,17 +367,30 @@ fn begin_write_back(file: &File, start: u64, len: u64) {
 pub(super) fn read_back(file: &File, start: usize, expected: &blake3::Hash, path: &Path) -> Result<String> {
     // SAFETY: the file was made by this process under a temporary name that nobody else writes to.
     let map = unsafe { memmap2::Mmap::map(file) }.map_err(|e| Error::io(path, "read back", e))?;
-    let hash_from = |start: usize| {
-        let mut hasher = blake3::Hasher::new();
-        hash(&mut hasher, map.get(start..).unwrap_or_default());
-        hasher.finalize()
-    };
-    let found = hash_from(start);
+    let found = hash_mapped(&map, start);
     if found != *expected {
         return Err(Error::file(path, "reads back differently from what was written").hint("check the disk"));
     }
-    let whole = if start == 0 { found } else { hash_from(0) };
+    let whole = if start == 0 { found } else { hash_mapped(&map, 0) };
     Ok(whole.to_hex().to_string())
+}
+
+/// Hash of a mapped file from `start` on. A piece that was read leaves this process's memory again: to look at a file of
+/// many gigabytes must not take as much.
+pub(super) fn hash_mapped(map: &memmap2::Mmap, start: usize) -> blake3::Hash {
+    const PIECE: usize = 64 << 20;
+    let mut hasher = blake3::Hasher::new();
+    let mut start = start.min(map.len());
+    while start < map.len() {
+        // Pieces end where pages do.
+        let end = (start / PIECE + 1).saturating_mul(PIECE).min(map.len());
+        hash(&mut hasher, &map[start..end]);
+        // SAFETY: a mapping of a file that is only read: its pages come back from the file when they are read again.
+        #[cfg(unix)]
+        let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
+        start = end;
+    }
+    hasher.finalize()
 }
 
 pub(super) fn hash(hasher: &mut blake3::Hasher, bytes: &[u8]) {

@@ -156,3 +156,31 @@ fn a_folder_that_is_not_there_is_named() {
     let error = write(Path::new("/nonexistent/folder"), &mixed(), 1).unwrap_err();
     assert!(error.message().contains("/nonexistent/folder/model-00001-of-00006.safetensors"), "{error}");
 }
+
+#[test]
+fn two_processes_do_not_write_the_same_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    std::fs::write(folder.path().join("model.gguf.partial"), "left by a killed process").unwrap();
+    let (first, mut file) = PartialFile::create(&path).unwrap();
+    file.write_all(b"whole").unwrap();
+    let error = PartialFile::create(&path).err().unwrap();
+    assert!(error.message().ends_with("model.gguf.partial: another process is writing this file"), "{error}");
+    first.keep().unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), b"whole");
+    drop(PartialFile::create(&path).unwrap());
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_file_of_several_pieces_has_the_hash_of_the_whole() {
+    let mut file = tempfile::tempfile().unwrap();
+    file.set_len((64 << 20) - 3).unwrap();
+    file.seek(SeekFrom::End(0)).unwrap();
+    file.write_all(b"across the end of a piece").unwrap();
+    // SAFETY: nobody else has the file.
+    let map = unsafe { memmap2::Mmap::map(&file) }.unwrap();
+    for start in [0, 4097, 64 << 20, map.len(), usize::MAX] {
+        assert_eq!(hash_mapped(&map, start), blake3::hash(map.get(start..).unwrap_or_default()), "from {start}");
+    }
+}

@@ -5,7 +5,7 @@
 
 use super::weights::Checkpoint;
 use crate::error::{Error, Result};
-use crate::quant::file::{RawTensor, StoredDtype};
+use crate::quant::file::{RawTensor, StoredDtype, PART_SUFFIXES};
 use crate::quant::{Nf4Matrix, SourceDtype};
 use std::path::Path;
 
@@ -33,6 +33,8 @@ pub trait StoredTensors: TensorSource + Sync {
     fn is_nf4(&self, name: &str) -> bool;
     /// File of a tensor, for errors.
     fn path_of(&self, name: &str) -> &Path;
+    /// Lets go of the memory that looking at a tensor took; it can be read again.
+    fn release(&self, name: &str);
 
     /// Whether there is a tensor of this name.
     fn contains(&self, name: &str) -> bool {
@@ -90,6 +92,12 @@ impl StoredTensors for Checkpoint {
 
     fn path_of(&self, name: &str) -> &Path {
         Checkpoint::path_of(self, name)
+    }
+
+    fn release(&self, name: &str) {
+        let parts = PART_SUFFIXES.iter().map(|part| format!("{name}{part}"));
+        let tensors = parts.chain([name.to_string()]).filter_map(|name| self.find(&name).ok()?);
+        tensors.for_each(|tensor| tensor.bytes.release());
     }
 
     fn contains(&self, name: &str) -> bool {

@@ -8,7 +8,7 @@ use super::run::Run;
 use crate::adapter::peft::{self, Provenance};
 use crate::checkpoint::{check_finite, AtomicFolder, Measured, RealDisk, RunState, Snapshot, PARAMS_FILE};
 use crate::error::{Error, Result};
-use crate::export::{full, is_companion};
+use crate::export::{companions, full};
 use crate::model::open::with_description;
 use crate::model::{Method, OpenModel};
 use crate::ops::ParamStore;
@@ -54,13 +54,13 @@ impl Run {
         let (config, engine) = (&self.config, &self.engine);
         check_finite(&engine.params, &[])?;
         let out = result_path(config);
-        let folder = AtomicFolder::begin(&RealDisk, &out)?;
+        let mut folder = AtomicFolder::begin(&RealDisk, &out)?;
         match &provenance {
             Some(provenance) => peft::write(folder.temporary(), &engine.model, &engine.params, provenance)?,
             None => {
                 let raw = &engine.model.config.raw;
-                with_description(Path::new(&config.model), |companions| {
-                    full::write(folder.temporary(), raw, companions, &engine.params, config.save_dtype)
+                with_description(Path::new(&config.model), |base| {
+                    full::write(&mut folder, raw, base, &engine.params, config.save_dtype)
                 })?;
             }
         }
@@ -116,19 +116,7 @@ impl Run {
         write("config.json", format!("{config:#}\n").as_bytes())?;
         let index = format!("{:#}\n", index_of(&self.engine.params));
         write("model.safetensors.index.json", index.as_bytes())?;
-        with_description(Path::new(&self.config.model), |from| {
-            let entries = std::fs::read_dir(from).map_err(|error| Error::io(from, "list", error))?;
-            let mut files: Vec<PathBuf> =
-                entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
-            files.sort_unstable();
-            for path in files {
-                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                if is_companion(&name) {
-                    write(&name, &std::fs::read(&path).map_err(|error| Error::io(&path, "read", error))?)?;
-                }
-            }
-            Ok(())
-        })
+        with_description(Path::new(&self.config.model), |base| companions::copy(base, folder).map(drop))
     }
 
     /// An error of saving, with where the run can go on from.

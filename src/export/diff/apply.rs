@@ -7,8 +7,8 @@ use super::files::{check_name, Placed, WeightsFile};
 use super::make::hash_file;
 use super::reference::{is_alike, Reference};
 use super::{hash, update, Entry, Identity, Kind, StoredFile};
+use crate::checkpoint::AtomicFolder;
 use crate::error::{Error, Result};
-use crate::export::folder::NewFolder;
 use crate::model::{Checkpoint, RawTensor, StoredDtype};
 use rayon::prelude::*;
 use std::collections::HashSet;
@@ -38,11 +38,11 @@ pub fn apply(base: &Path, diff: &Path, out: &Path, progress: &mut dyn FnMut(usiz
     let job = Job { diff: DiffFile::open(diff)?, path: diff, base: Checkpoint::open(base)?, base_path: base };
     let files = job.files()?;
     job.check_base()?;
-    let folder = NewFolder::create(out)?;
+    let mut folder = AtomicFolder::begin_new(out)?;
     let manifest = &job.diff.manifest;
     let mut done = 0;
     for (file, stored) in files.iter().zip(&manifest.files) {
-        let path = folder.path().join(&file.name);
+        let path = folder.temporary().join(&file.name);
         let mut output = Output::create(&path)?;
         output.write(&file.header)?;
         for placed in &file.tensors {
@@ -57,10 +57,8 @@ pub fn apply(base: &Path, diff: &Path, out: &Path, progress: &mut dyn FnMut(usiz
         }
     }
     for companion in &manifest.companions {
-        let path = folder.path().join(&companion.name);
-        let mut output = Output::create(&path)?;
-        output.write(&job.companion(companion)?)?;
-        output.finish()?;
+        let content = job.companion(companion)?;
+        folder.write(&companion.name, &mut |file| file.write_all(&content))?;
     }
     folder.commit()?;
     let bytes = manifest.files.iter().chain(&manifest.companions).map(|file| file.bytes).sum();

@@ -6,8 +6,9 @@
 //! 50637.1836); it is compared when asked for, here in f64. Reference: stanford_alpaca `weight_diff.py`.
 
 use crate::adapter::peft::{EMBEDDING, HEAD};
+use crate::checkpoint::AtomicFolder;
 use crate::error::{Error, Result};
-use crate::export::folder::NewFolder;
+use crate::export::companions;
 use crate::export::merge::MergeDtype;
 use crate::export::quantize::natural_key;
 use crate::export::safetensors::{write_json, ShardWriter, TensorSpec};
@@ -67,8 +68,8 @@ pub fn apply(job: &FloatJob, progress: &mut dyn FnMut(usize, usize, &str)) -> Re
     let mut names: Vec<&str> = diff.names().collect();
     names.sort_by_cached_key(|name| natural_key(name));
     let specs = names.iter().map(|name| Ok(vec![spec(name, &base, &diff, job.dtype)?])).collect::<Result<_>>()?;
-    let folder = NewFolder::create(&job.out)?;
-    let mut writer = ShardWriter::new(folder.path(), "model", specs, job.shard_bytes)?;
+    let mut folder = AtomicFolder::begin_new(&job.out)?;
+    let mut writer = ShardWriter::new(folder.temporary(), "model", specs, job.shard_bytes)?;
     let mut sum = 0.0;
     for (done, name) in names.iter().enumerate() {
         let tensor = diff.get(name)?;
@@ -90,8 +91,8 @@ pub fn apply(job: &FloatJob, progress: &mut dyn FnMut(usize, usize, &str)) -> Re
         let key = if json.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
         json[key] = crate::quant::file::torch_name(dtype).into();
     }
-    write_json(&folder.path().join("config.json"), &json)?;
-    folder.copy_companions(&job.diff)?;
+    write_json(&folder.temporary().join("config.json"), &json)?;
+    companions::copy(&job.diff, &mut folder)?;
     folder.commit()?;
     let left_out = base.names().filter(|name| !diff.contains(name)).map(String::from).collect();
     Ok(FloatApplied { tensors: names.len(), bytes, sum, left_out })

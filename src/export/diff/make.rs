@@ -7,7 +7,8 @@ use super::reference::{is_alike, Reference};
 use super::{hash, BaseTensor, Entry, Identity, Kind, Manifest, StoredFile, FORMAT};
 use crate::adapter::peft::{EMBEDDING, HEAD};
 use crate::error::{Error, Result};
-use crate::export::folder::companions;
+use crate::export::companions;
+use crate::export::safetensors::hash_mapped;
 use crate::model::{Checkpoint, RawTensor};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -39,7 +40,7 @@ pub fn make(base: &Path, tuned: &Path, out: &Path, progress: &mut dyn FnMut(usiz
     let (base_model, tuned_model) = (Checkpoint::open(base)?, Checkpoint::open(tuned)?);
     let files: Vec<WeightsFile> = tuned_model.files().map(WeightsFile::read).collect::<Result<_>>()?;
     let companions = match tuned.is_dir() {
-        true => companions(tuned)?,
+        true => companions::with_config(tuned)?,
         false => Vec::new(),
     };
     let mut manifest = plan(base, &base_model, &tuned_model, &files, &companions)?;
@@ -168,5 +169,5 @@ pub(super) fn hash_file(path: &Path) -> Result<String> {
     // SAFETY: weights files are not written while they are read: everything that this program writes goes to a
     // temporary name, which this process alone uses, and is renamed.
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io(path, "read", e))?;
-    Ok(hash(&map).to_string())
+    Ok(hash_mapped(&map, 0).to_string())
 }

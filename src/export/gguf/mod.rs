@@ -91,8 +91,15 @@ pub fn export_gguf(job: &GgufJob, progress: &mut dyn FnMut(usize, usize, &str)) 
     warnings.extend(description.notes);
     let mut writer = GgufWriter::create(&job.out, &description.metadata, source.plans())?;
     source.write(&mut writer, progress)?;
-    let bytes = writer.finish(|file| check(file, &config, &description.tokenizer))?;
-    write_file(&RealDisk, &modelfile, description.modelfile.as_bytes())?;
+    let bytes = writer.finish(|file| {
+        check(file, &config, &description.tokenizer)?;
+        write_file(&RealDisk, &modelfile, description.modelfile.as_bytes())
+    });
+    if bytes.is_err() && !job.out.exists() {
+        // Alone it would stand in the way of the next attempt; if it was never written, there is nothing to remove.
+        let _ = std::fs::remove_file(&modelfile);
+    }
+    let bytes = bytes?;
     let mut types = BTreeMap::new();
     let matrices = scheme.tensors.iter().filter(|(place, _)| place.shape.len() > 1);
     matrices.for_each(|(_, kind)| *types.entry(kind.name()).or_insert(0) += 1);
@@ -237,6 +244,7 @@ impl<'a> Source<'a> {
         let Some(item) = self.items.get(place.name.as_str()) else { return Ok(None) };
         let tensor = item.read(self.plan.base)?;
         let bytes = encode::encode(&tensor, place.heads, *kind);
+        item.release(self.plan.base);
         Ok(Some((&place.stored, bytes.map_err(|error| error.at(format!("tensor {}", place.name)))?)))
     }
 }

@@ -6,13 +6,14 @@
 pub(super) mod plan;
 mod tensor;
 
-use super::folder::NewFolder;
+use super::companions;
 use super::safetensors::{write_json, ShardWriter};
 use crate::adapter::peft::{self, PeftAdapter};
+use crate::checkpoint::AtomicFolder;
 use crate::error::{Error, Result};
 use crate::model::weights::{base_hash, HashDepth};
 use crate::model::{Checkpoint, ModelConfig, OpenModel, RawTensor};
-use plan::Plan;
+use plan::{Item, Plan};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -61,13 +62,13 @@ pub fn merge_folder(job: &MergeJob, progress: &mut dyn FnMut(usize, usize, &str)
     let adapter = peft::read(&job.adapter)?;
     let warnings = check_base(&adapter, &base, job.any_base)?;
     let plan = Plan::new(&base.config, base.stored(), Some(&adapter), job.dtype)?;
-    let folder = NewFolder::create(&job.out)?;
-    let bytes = write(&plan, folder.path(), job.shard_bytes, progress)?;
+    let mut folder = AtomicFolder::begin_new(&job.out)?;
+    let bytes = write(&plan, folder.temporary(), job.shard_bytes, progress)?;
     let json = merged_config(&base.config, plan.unties, job.dtype);
-    write_json(&folder.path().join("config.json"), &json)?;
-    base.with_description(|description| folder.copy_companions(description))?;
-    ModelConfig::from_folder(folder.path())?;
-    Checkpoint::open(folder.path())?;
+    write_json(&folder.temporary().join("config.json"), &json)?;
+    base.with_description(|description| companions::copy(description, &mut folder))?;
+    ModelConfig::from_folder(folder.temporary())?;
+    Checkpoint::open(folder.temporary())?;
     folder.commit()?;
     let merged = plan.items.iter().filter(|item| item.source.is_merged()).count();
     Ok(Summary { tensors: plan.items.len(), merged, bytes, warnings })
@@ -108,18 +109,24 @@ fn write(
 ) -> Result<u64> {
     let groups = plan.items.iter().map(|item| vec![item.spec()]).collect();
     let mut writer = ShardWriter::new(folder, "model", groups, shard_bytes)?;
-    let mut ready: Option<(&str, RawTensor)> = None;
+    let mut ready: Option<(&Item<'_>, RawTensor)> = None;
     let mut done = 0;
     for item in plan.items.iter().map(Some).chain([None]) {
         let prepare = || item.map(|item| item.read(plan.base)).transpose();
-        let write = || ready.iter().try_for_each(|(name, tensor)| writer.write(name, tensor));
+        let write = || {
+            ready.iter().try_for_each(|(item, tensor)| {
+                writer.write(&item.name, tensor)?;
+                item.release(plan.base);
+                Ok(())
+            })
+        };
         let (next, written) = rayon::join(prepare, write);
         written?;
-        if let Some((name, _)) = &ready {
+        if let Some((item, _)) = &ready {
             done += 1;
-            progress(done, plan.items.len(), name);
+            progress(done, plan.items.len(), &item.name);
         }
-        ready = item.map(|item| item.name.as_str()).zip(next?);
+        ready = item.zip(next?);
     }
     Ok(writer.finish()?.tensor_bytes)
 }

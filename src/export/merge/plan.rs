@@ -150,6 +150,14 @@ impl<'a> Item<'a> {
         self.merged(base).map_err(|error| error.at(place()))
     }
 
+    /// Lets go of the base's pages that were read for it, once it is written.
+    pub fn release(&self, base: &dyn StoredTensors) {
+        base.release(match &self.source {
+            Source::Stored(name) => name,
+            Source::Linear { .. } | Source::Saved(_) => &self.name,
+        });
+    }
+
     fn merged(&self, base: &dyn StoredTensors) -> Result<RawTensor> {
         let Some(dtype) = self.dtype else { return base.get(&self.name) };
         match &self.source {

@@ -229,6 +229,14 @@ impl StoredTensors for Gguf {
     fn path_of(&self, _name: &str) -> &Path {
         self.path()
     }
+
+    fn release(&self, name: &str) {
+        // What is quantised was copied, and let go of then; the rest is given as it lies in the file.
+        let is_plain = self.entry(name).is_ok_and(|entry| entry.info.kind.plain().is_some());
+        if let Some(tensor) = is_plain.then(|| self.get(name).ok()).flatten() {
+            tensor.bytes.release();
+        }
+    }
 }
 
 #[cfg(test)]

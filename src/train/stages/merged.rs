@@ -1,7 +1,8 @@
 //! Merged models between stages: made when a stage needs one, made again if it is gone, removed after the last use.
 //!
 //! A merged model stands in the folder of the stage whose adapter is in it, with the hash of that adapter beside it in
-//! `merged.json`. Merging gives the same bits each time, so that a removed one can always be had again.
+//! `merged.json`. Merging gives the same bits each time, so that a removed one can always be had again. It holds two
+//! tensors and the adapter at a time: a stage, which holds a model, always takes more, and so the plan leaves merging out.
 
 use super::config::{Handover, Stage};
 use super::record::{self, Origin};

@@ -14,6 +14,12 @@ pub fn run(input: &[u8]) {
     }
     if let Ok(files) = model.tokenizer() {
         assert!(files.tokenizer.is_object());
+        // The expressions of a byte-level tokenizer take milliseconds to compile, a hundred times what all else does:
+        // one tokenizer in eight is loaded, by the input alone. The target `tokenizer` does nothing but that.
+        let loads = input.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)) % 8 == 0;
+        if !loads {
+            return;
+        }
         if let Ok(tokenizer) = model.load_tokenizer() {
             super::tokenizer::use_it(&tokenizer);
         }
