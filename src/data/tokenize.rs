@@ -70,6 +70,7 @@ impl Tokenizer {
         let mut json: Value = serde_json::from_slice(&bytes).map_err(|error| broken(&error))?;
         let open = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| broken(&error))?;
         check_ids(&path, &json, &open)?;
+        check_decoder(&path, &json["decoder"])?;
 
         let files = TokenFiles::read(folder)?;
         let mut warnings = Vec::new();
@@ -298,6 +299,17 @@ fn check_ids(path: &Path, json: &Value, tokenizer: &tokenizers::Tokenizer) -> Re
         }
     }
     Ok(())
+}
+
+/// Refuses what the library cannot decode: a `Strip` at the end panics on a token that is shorter than what it strips.
+fn check_decoder(path: &Path, decoder: &Value) -> Result<()> {
+    if decoder["type"] == "Strip" && decoder["stop"].as_u64().is_some_and(|stop| stop > 0) {
+        let what = format_args!("its decoder strips {} characters at the end of texts", decoder["stop"]);
+        return Err(Error::file(path, what)
+            .hint("only a decoder that strips at the start can be used: set \"stop\" to 0 if the model allows it"));
+    }
+    let mut parts = decoder["decoders"].as_array().into_iter().flatten();
+    parts.try_for_each(|part| check_decoder(path, part))
 }
 
 /// The tokens that content must never give: those the files call special, those with a role, and added tokens of the

@@ -198,6 +198,14 @@ fn unusable_folders_are_explained() {
 }
 
 #[test]
+fn a_decoder_that_strips_the_end_is_refused() {
+    let mut json = metaspace();
+    json["decoder"]["decoders"][3]["stop"] = json!(5);
+    let error = Tokenizer::load(ModelFolder::new(&json).path(), None).unwrap_err().to_string();
+    assert!(error.contains("tokenizer.json") && error.contains("strips 5 characters"), "{error}");
+}
+
+#[test]
 fn real_tokenizers_stay_closed_and_count_bytes() {
     let Some(models) = std::env::var_os("LLAMANTINO_TEST_MODELS") else {
         println!("skipped: set LLAMANTINO_TEST_MODELS to a folder of model folders");
