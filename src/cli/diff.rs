@@ -7,7 +7,6 @@ use crate::error::{Error, Result};
 use crate::export::diff::{self, float};
 use crate::export::SHARD_BYTES;
 use clap::{Args, Subcommand};
-use indicatif::ProgressBar;
 use std::path::PathBuf;
 
 /// Arguments of `diff`.
@@ -79,7 +78,7 @@ pub fn run(args: DiffArgs) -> Result<()> {
 }
 
 fn make(args: &MakeArgs) -> Result<()> {
-    let made = with_bar("packing", |progress| diff::make(&args.base, &args.tuned, &args.out, progress))?;
+    let made = progress::counting("packing", |progress| diff::make(&args.base, &args.tuned, &args.out, progress))?;
     if made.whole == made.tensors {
         output::warning("no tensor has a counterpart in the base: the diff holds the whole model");
     }
@@ -104,7 +103,8 @@ fn apply(args: &ApplyArgs) -> Result<()> {
     if args.dtype.is_some() || args.check_sum.is_some() {
         return Err(Error::usage("--dtype and --check-sum are for float differences; this diff proves its result"));
     }
-    let applied = with_bar("recovering", |progress| diff::apply(&args.base, &args.diff, &args.out, progress))?;
+    let applied =
+        progress::counting("recovering", |progress| diff::apply(&args.base, &args.diff, &args.out, progress))?;
     output::note(&format!(
         "{} tensors, {:.1} MiB in {}: every file is the tuned model's, byte for byte",
         applied.tensors,
@@ -123,7 +123,7 @@ fn apply_float(args: ApplyArgs) -> Result<()> {
         sum: args.check_sum.map(|sum| (sum, args.sum_tolerance)),
         shard_bytes: SHARD_BYTES,
     };
-    let applied = with_bar("adding", |progress| float::apply(&job, progress))?;
+    let applied = progress::counting("adding", |progress| float::apply(&job, progress))?;
     if !applied.left_out.is_empty() {
         let (count, first) = (applied.left_out.len(), &applied.left_out[0]);
         output::warning(&format!("{count} tensor(s) of the base are not in the diff and were left out: {first}, ..."));
@@ -140,17 +140,6 @@ fn apply_float(args: ApplyArgs) -> Result<()> {
         applied.sum
     ));
     Ok(())
-}
-
-fn with_bar<T>(what: &str, work: impl FnOnce(&mut dyn FnMut(usize, usize, &str)) -> Result<T>) -> Result<T> {
-    let bar: ProgressBar = progress::counted(0, what);
-    let result = work(&mut |done, total, name| {
-        bar.set_length(total as u64);
-        bar.set_position(done as u64);
-        bar.set_message(name.to_string());
-    });
-    bar.finish_and_clear();
-    result
 }
 
 fn mebibytes(bytes: u64) -> f64 {

@@ -147,13 +147,7 @@ fn gguf(args: GgufArgs) -> Result<()> {
         any_base: args.any_base,
         dequantize_base: args.dequantize_base,
     };
-    let bar = progress::counted(0, "exporting");
-    let summary = export_gguf(&job, &mut |done, total, name| {
-        bar.set_length(total as u64);
-        bar.set_position(done as u64);
-        bar.set_message(name.to_string());
-    });
-    bar.finish_and_clear();
+    let summary = progress::counting("exporting", |progress| export_gguf(&job, progress));
     report(&job, &summary?);
     Ok(())
 }

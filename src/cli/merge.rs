@@ -71,13 +71,7 @@ pub fn run(args: MergeArgs) -> Result<()> {
         any_base: args.any_base,
         dequantize_base: args.dequantize_base,
     };
-    let bar = progress::counted(0, "merging");
-    let summary = merge_folder(&job, &mut |done, total, name| {
-        bar.set_length(total as u64);
-        bar.set_position(done as u64);
-        bar.set_message(name.to_string());
-    });
-    bar.finish_and_clear();
+    let summary = progress::counting("merging", |progress| merge_folder(&job, progress));
     let summary = summary?;
     for warning in &summary.warnings {
         output::warning(warning);

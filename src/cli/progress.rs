@@ -11,6 +11,18 @@ pub fn counted(total: u64, what: &str) -> ProgressBar {
     bar
 }
 
+/// Runs `work` with a bar, which it tells the parts done, their number, and the name of the last one.
+pub fn counting<T>(what: &str, work: impl FnOnce(&mut dyn FnMut(usize, usize, &str)) -> T) -> T {
+    let bar = counted(0, what);
+    let result = work(&mut |done, total, name| {
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+        bar.set_message(name.to_string());
+    });
+    bar.finish_and_clear();
+    result
+}
+
 /// A bar that counts parts of a long job, with the time left.
 pub fn timed(total: u64, what: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());

@@ -2,6 +2,7 @@
 
 use crate::checkpoint::AtomicFolder;
 use crate::error::{Error, Result};
+use crate::model::companions::is_companion;
 use std::path::Path;
 
 /// Copies the companions of the model in `from` into a new folder; gives their names, in order.
@@ -25,24 +26,6 @@ pub fn copy(from: &Path, folder: &mut AtomicFolder<'_>) -> Result<Vec<String>> {
 /// The folder cannot be read.
 pub(super) fn with_config(folder: &Path) -> Result<Vec<String>> {
     files_of(folder, |name| name == "config.json" || name.ends_with(".safetensors.index.json") || is_companion(name))
-}
-
-/// Whether a file of this name belongs to a model beside config and weights.
-fn is_companion(name: &str) -> bool {
-    const NAMES: [&str; 10] = [
-        "tokenizer.json",
-        "tokenizer.model",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "vocab.json",
-        "merges.txt",
-        "chat_template.jinja",
-        "chat_template.json",
-        "generation_config.json",
-    ];
-    let legal = ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY"];
-    NAMES.contains(&name) || legal.iter().any(|prefix| name.to_uppercase().starts_with(prefix))
 }
 
 /// Names of the files in `folder` that are `wanted`, sorted.

@@ -2,6 +2,7 @@
 
 pub mod block;
 pub mod cache;
+pub mod companions;
 #[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
 mod decode;

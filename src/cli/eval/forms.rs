@@ -177,12 +177,7 @@ impl<'a> Workshop<'a> {
             any_base: false,
             dequantize_base: false,
         };
-        let bar = progress::counted(0, "exporting");
-        let summary = export_gguf(&job, &mut |done, total, _| {
-            bar.set_length(total as u64);
-            bar.set_position(done as u64);
-        });
-        bar.finish_and_clear();
+        let summary = progress::counting("exporting", |progress| export_gguf(&job, progress));
         summary?.warnings.iter().for_each(|warning| output::warning(warning));
         Ok(job.out)
     }
@@ -210,12 +205,7 @@ fn merge(base: &Path, adapter: &Path, out: &Path) -> Result<()> {
         any_base: false,
         dequantize_base: false,
     };
-    let bar = progress::counted(0, "merging");
-    let summary = merge_folder(&job, &mut |done, total, _| {
-        bar.set_length(total as u64);
-        bar.set_position(done as u64);
-    });
-    bar.finish_and_clear();
+    let summary = progress::counting("merging", |progress| merge_folder(&job, progress));
     summary?.warnings.iter().for_each(|warning| output::warning(warning));
     Ok(())
 }

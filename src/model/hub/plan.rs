@@ -2,6 +2,7 @@
 
 use super::download::RemoteFile;
 use crate::error::{Error, Result};
+use crate::model::companions::is_companion;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -9,20 +10,6 @@ use std::path::Path;
 const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
 const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
-/// What belongs to a model beside config and weights.
-const DESCRIPTION: [&str; 11] = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-];
 /// Longest list of weights files; the largest models have some hundreds.
 const MAX_SHARDS: usize = 10_000;
 
@@ -84,12 +71,8 @@ impl Listing {
                 None => error.hint("look for the model's version with config.json and *.safetensors"),
             });
         }
-        let legal = ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY"];
         let wanted = |file: &&RemoteFile| {
-            let upper = file.name.to_uppercase();
-            DESCRIPTION.contains(&&file.name[..])
-                || self.is_adapter() && file.name == ADAPTER[0]
-                || legal.iter().any(|start| upper.starts_with(start))
+            file.name == "config.json" || is_companion(&file.name) || self.is_adapter() && file.name == ADAPTER[0]
         };
         Ok(self.files.iter().filter(wanted).cloned().collect())
     }

@@ -82,12 +82,8 @@ pub(super) fn interleaved(source: Source<'_>, width: usize, to: &mut [f32]) {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
+    use crate::ops::gemm::bf16_words::{first_lanes, interleave, narrow};
     use std::arch::x86_64::*;
-
-    /// The first `count` of 16 lanes.
-    fn first_lanes(count: usize) -> __mmask16 {
-        ((1u32 << count.min(16)) - 1) as __mmask16
-    }
 
     /// Up to 16 values from `start` on, then zeros.
     #[inline]
@@ -96,14 +92,6 @@ mod x86 {
         let mask = first_lanes(values.len().saturating_sub(start));
         // SAFETY: the mask keeps the access inside the slice.
         unsafe { _mm512_maskz_loadu_ps(mask, values.as_ptr().wrapping_add(start)) }
-    }
-
-    /// `low` rounded to words 0 to 15 of 16 bits, `high` to 16 to 31.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bf16")]
-    fn narrow(low: __m512, high: __m512) -> __m512i {
-        // SAFETY: both types are 512 plain bits.
-        unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low)) }
     }
 
     #[inline]
@@ -123,17 +111,7 @@ mod x86 {
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
     pub(super) fn interleaved(even: &[f32], odd: &[f32], to: &mut [f32]) {
-        const ORDER: [u16; 32] = {
-            let mut order = [0; 32];
-            let mut i = 0;
-            while i < 32 {
-                order[i] = (i / 2 + i % 2 * 16) as u16;
-                i += 1;
-            }
-            order
-        };
-        // SAFETY: ORDER has 64 bytes.
-        let order = unsafe { _mm512_loadu_si512(ORDER.as_ptr().cast()) };
+        let order = interleave();
         for start in (0..to.len()).step_by(16) {
             let words = narrow(sixteen(even, start), sixteen(odd, start));
             store(to, start, _mm512_permutexvar_epi16(order, words));

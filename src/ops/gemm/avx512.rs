@@ -64,7 +64,7 @@ impl Lanes for Avx512 {
 
 /// The mask of the first `count` of 16 lanes.
 #[inline(always)]
-pub(super) fn first_lanes(count: usize) -> u16 {
+pub(in crate::ops) fn first_lanes(count: usize) -> u16 {
     if count >= 16 {
         u16::MAX
     } else {

@@ -83,7 +83,7 @@ unsafe fn dot_pairs<const T: usize>(args: &Dot, sums: &mut [f32; MOST_ROWS]) {
 /// Two registers of f32 to 32 bf16: `low` in words 0 to 15, `high` in 16 to 31.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
-pub(super) fn narrow(low: __m512, high: __m512) -> __m512i {
+pub(in crate::ops) fn narrow(low: __m512, high: __m512) -> __m512i {
     let words = _mm512_cvtne2ps_pbh(high, low);
     // SAFETY: both types are 512 plain bits.
     unsafe { std::mem::transmute::<__m512bh, __m512i>(words) }
@@ -92,7 +92,7 @@ pub(super) fn narrow(low: __m512, high: __m512) -> __m512i {
 /// The order of 16-bit words that pairs word i with word i + 16.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(super) fn interleave() -> __m512i {
+pub(in crate::ops) fn interleave() -> __m512i {
     const ORDER: [u16; 32] = {
         let mut order = [0; 32];
         let mut i = 0;

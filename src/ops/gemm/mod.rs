@@ -53,6 +53,13 @@ pub use gemv_row::{RowInput, RowProduct};
 use operand::Left;
 use pack_dense::Source;
 
+/// How f32 registers become words of two bf16, for other products of such words.
+#[cfg(target_arch = "x86_64")]
+pub(in crate::ops) mod bf16_words {
+    pub(in crate::ops) use super::avx512::first_lanes;
+    pub(in crate::ops) use super::avx512bf16::{interleave, narrow};
+}
+
 /// A `[N, K]` weight in any storage, row-major.
 #[derive(Clone, Copy)]
 pub enum WeightRef<'a> {
