@@ -10,7 +10,7 @@ use llamantino::model::Method;
 use llamantino::train::RunConfig;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -20,6 +20,14 @@ fn train(tiny: &Tiny, config: &RunConfig) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_llamantino"));
     command.arg("train").arg(tiny.write_config(config)).current_dir(tiny.place.path());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let catch_ctrl_c = || {
+        // SAFETY: signal(2) may be called between fork and exec.
+        unsafe { libc::signal(libc::SIGINT, libc::SIG_DFL) };
+        Ok(())
+    };
+    // A shell without job control starts what it puts into the background with Ctrl-C ignored, which children inherit.
+    // SAFETY: the closure calls nothing but signal(2).
+    unsafe { command.pre_exec(catch_ctrl_c) };
     command
 }
 

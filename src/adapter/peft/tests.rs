@@ -223,6 +223,11 @@ fn tensors_that_do_not_fit_are_refused_by_name() {
     refused(change(&|f| f.add(&format!("base_model.model.{Q}.lora_A.default.weight"), &[2, 16])), "the same tensor as");
     refused(change(&|f| f.add(&format!("base_model.model.{Q}.lora_magnitude_vector"), &[16])), "use_dora of");
     refused(change(&|f| f.config["use_dora"] = json!(true)), "lora_magnitude_vector is missing");
+    let of_dtype =
+        |dtype, size: usize| change(&|f: &mut Foreign| (f.tensors[0].1, f.tensors[0].3) = (dtype, vec![0; 32 * size]));
+    refused(of_dtype(Dtype::U8, 1), "lora_A.weight: expected F32, F16 or BF16, found U8");
+    refused(of_dtype(Dtype::I64, 8), "lora_A.weight");
+    refused(of_dtype(Dtype::F64, 8), "lora_A.weight");
     refused(change(&|f| f.tensors[3].3[..4].copy_from_slice(&f32::NAN.to_le_bytes())), "value 0 is not finite");
 
     refused(

@@ -65,7 +65,8 @@ impl Key {
         for chunk in text.chunks(8) {
             let mut bytes = [0; 8];
             bytes[..chunk.len()].copy_from_slice(chunk);
-            let product = u128::from(hash ^ u64::from_le_bytes(bytes)) * 0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835_u128;
+            let mixed = u128::from(hash ^ u64::from_le_bytes(bytes));
+            let product = mixed.wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835);
             hash = (product >> 64) as u64 ^ product as u64;
         }
         Some(Key { text, length: word.len() as u8, place: (hash >> 32) as usize % SLOTS })
