@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The experiment of the README, "Does it help?": search, three stages with two seeds, and what each stage is worth.
 #
+#   scripts/experiment.sh sources CLONES SOURCES   makes SOURCES of clones of five public repositories
 #   scripts/experiment.sh data SOURCES     splits the data into experiment/data
 #   scripts/experiment.sh search           short runs that differ in one value, compared on validation texts
 #   scripts/experiment.sh train            configs/experiment.toml with two seeds
@@ -11,7 +12,7 @@
 # $LLAMANTINO); the model comes out of a package, as the header of configs/smollm2-135m-italian.toml says, and lies in
 # ./smollm2-135m; the manuals lie in ./italian-manuals.
 #
-# SOURCES is a folder with these public files:
+# SOURCES is a folder with these files:
 #   wiki_it/*.json.gz                    Italian Wikipedia paragraphs, as {"timestamp", "url", "text"} lines: those of
 #                                        data/exams/cross-lingual/with_paragraphs/{train,dev}_it_with_para.jsonl.tar.gz in
 #                                        github.com/mhardalov/exams-qa (f859e665de, CC BY-SA 4.0), every sentence once
@@ -22,7 +23,14 @@
 #   dialogue_it/qa4faq_dolly.jsonl       questions and answers of qa4faq/ in github.com/evalita2016/data (dad1265a65,
 #                                        CC BY-NC-SA 3.0 IT) as {"instruction", "context", "response", "category"}
 #   evalita/{train,dev}_100.tsv          data/{train,dev}_100.txt in github.com/crux82/CLiC-it_2023_tutorial (e851055595)
-# and two more come out of Debian packages (scripts/italian-manuals.sh): the Debian handbook in Italian and English, and
+#
+# `sources` makes these files of clones of the five (in CLONES, the two called `data` as evalita2016-data and
+# evalita2018-data), for example:
+#   git clone https://github.com/evalita2018/data CLONES/evalita2018-data && git -C CLONES/evalita2018-data checkout efa82953a3
+# Which sentences of Wikipedia come into which record depends on where sentences are cut: the published figures are of
+# files made once, before this script, so a repetition has the same kinds of text in slightly other records.
+#
+# Two more come out of Debian packages (scripts/italian-manuals.sh): the Debian handbook in Italian and English, and
 # LibreOffice's English help. configs/chain-smollm2.toml is a chain from packages alone.
 set -euo pipefail
 
@@ -57,6 +65,10 @@ measure() {
 }
 
 case ${1:-} in
+sources)
+  [ $# -eq 3 ] || { echo "usage: scripts/experiment.sh sources CLONES SOURCES" >&2; exit 2; }
+  python3 "$here/experiment_sources.py" "$2" "$3"
+  ;;
 data)
   [ $# -eq 2 ] || { echo "usage: scripts/experiment.sh data SOURCES" >&2; exit 2; }
   [ -d italian-manuals/packages ] || "$here/italian-manuals.sh" italian-manuals
@@ -95,7 +107,7 @@ tables)
   python3 "$here/experiment_tables.py" experiment
   ;;
 *)
-  echo "usage: scripts/experiment.sh data SOURCES | search | train | measure | tables" >&2
+  echo "usage: scripts/experiment.sh sources CLONES SOURCES | data SOURCES | search | train | measure | tables" >&2
   exit 2
   ;;
 esac

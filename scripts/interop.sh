@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Proves with the real programs that files are exchanged with PEFT, transformers, bitsandbytes and llama.cpp.
 #
-#   scripts/interop.sh [WORK_FOLDER]      default: a temporary folder, removed at the end
+#   scripts/interop.sh [WORK_FOLDER [MODEL...]]      default: a temporary folder, removed at the end
+#
+# Each MODEL is a model folder that llama.cpp is to run as well.
 #
 # Too heavy for every run of CI: torch from the Python index brings gigabytes of CUDA libraries. Existing environments
 # and files are taken from variables, and what is not given is set up with pip in the work folder:
@@ -20,7 +22,9 @@ binary=$(realpath "${LLAMANTINO_BINARY:-target/release/llamantino}")
 scripts=$PWD/scripts
 quickstart=$PWD/data/quickstart/model
 texts=$PWD/data/italian
+models=()
 if [ $# -gt 0 ]; then
+  for model in "${@:2}"; do models+=("$(realpath "$model")"); done
   mkdir -p "$1" && work=$(realpath "$1")
 else
   work=$(mktemp -d) && trap 'rm -rf "$work"' EXIT
@@ -120,4 +124,5 @@ if [ -n "${LLAMANTINO_SMOLLM2:-}" ]; then
   once smollm2 import "$LLAMANTINO_SMOLLM2" --out smollm2
   gguf smollm2 smollm2
 fi
+for model in ${models[@]+"${models[@]}"}; do gguf "$(basename "$model")" "$model"; done
 exit $failed
