@@ -26,6 +26,7 @@ use crate::error::{Error, Result};
 
 mod date;
 mod json;
+mod rewrite;
 
 /// Steps (and 64-byte pieces of text) that one rendering may take: far more than any conversation needs, a second at
 /// most.
@@ -113,10 +114,12 @@ impl JinjaTemplate {
     pub fn new(place: &str, source: &str) -> Result<JinjaTemplate> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|error| Error::failed(format!("{place}: {error}")))?);
+        let syntax = syntax.map_err(|error| Error::failed(format!("{place}: {error}")))?;
+        environment.set_syntax(syntax.clone());
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.set_fuel(Some(FUEL));
         environment.add_filter("tojson", json::tojson);
+        environment.add_filter(rewrite::HELD, rewrite::held);
         environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message).with_source(Raised))
         });
@@ -127,7 +130,7 @@ impl JinjaTemplate {
         if !source.contains("strftime_now is defined") {
             environment.add_function("strftime_now", |format: String| date::today().format(&format));
         }
-        let added = environment.add_template_owned(NAME, calls_for_generation(source));
+        let added = environment.add_template_owned(NAME, rewrite::rewritten(source, &syntax));
         let environment = Arc::new(environment);
         let (source, place) = (source.to_owned(), place.to_owned());
         let template = JinjaTemplate { environment, source, place, deadline: DEADLINE, open_content: false };
@@ -346,29 +349,6 @@ impl<I: Iterator<Item = Result<Output>>> Turns<'_, I> {
         ))
         .hint("use a template file of your own that writes {eos} behind the answer")
     }
-}
-
-/// `{% generation %}` as a call block, which minijinja knows; white space control stays as it is.
-fn calls_for_generation(source: &str) -> String {
-    let mut result = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let inner = &rest[start + 2..];
-        let Some(length) = inner.find("%}") else { break };
-        let tag = &inner[..length];
-        let word = tag.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim();
-        let call = match word {
-            "generation" => tag.replacen(word, "call _generation()", 1),
-            "endgeneration" => tag.replacen(word, "endcall", 1),
-            _ => tag.to_owned(),
-        };
-        result.push_str(&rest[..start + 2]);
-        result.push_str(&call);
-        result.push_str("%}");
-        rest = &inner[length + 2..];
-    }
-    result.push_str(rest);
-    result
 }
 
 /// Takes the marks of generation blocks out; none if they do not come in pairs.

@@ -84,9 +84,8 @@ fn templates_that_loop_or_grow_come_to_an_end() {
 
 #[test]
 fn a_single_step_without_end_is_abandoned() {
-    let source = "{% set n = namespace(x=[1]) %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}\
-                  {{ n.x | length }}";
-    let mut template = JinjaTemplate::new("modello", source).unwrap();
+    let source = format!("{{% set x = [1] %}}{}{{{{ x | length }}}}", "{% set x = x + x %}".repeat(99));
+    let mut template = JinjaTemplate::new("modello", &source).unwrap();
     template.deadline = std::time::Duration::from_millis(200);
     let error = template.text(&names(), &[Message::new(Role::User, "x")], true).unwrap_err();
     assert_eq!(error.message(), "modello: the template does not come to an end");
@@ -169,10 +168,44 @@ fn a_template_that_moves_the_system_prompt_can_train_the_last_answer() {
 #[test]
 fn generation_tags_keep_their_white_space_control() {
     let source = "a \n{%- generation -%}\n b {%+ endgeneration %}\nc";
-    assert_eq!(calls_for_generation(source), "a \n{%- call _generation() -%}\n b {%+ endcall %}\nc");
+    let syntax = SyntaxConfig::default();
+    assert_eq!(rewrite::rewritten(source, &syntax), "a \n{%- call _generation() -%}\n b {%+ endcall %}\nc");
+    let elsewhere = "{# {% generation %} #}{{ '{% generation %}' }}{% raw %}{% generation %}{% endraw %}";
+    assert_eq!(rewrite::rewritten(elsewhere, &syntax), elsewhere);
     assert_eq!(text(source, "").unwrap(), "ab c");
     assert!(text("{% generation %}{% generation %}x{% endgeneration %}{% endgeneration %}", "").is_err());
     assert!(text("\n{% generation %}x", "").unwrap_err().message().contains("line 2"));
+}
+
+#[test]
+fn a_namespace_holds_what_cannot_grow_without_end() {
+    for (tag, expected) in [
+        ("{% set ns.n = 1, 2 %}{{ ns.n }}", "(1, 2)"),
+        ("{% set ns.n = [1] + [2] if true else none -%}  {{ ns.n }}", "[1, 2]"),
+        ("{% set ns.n = {'a': '%}'} %}{{ ns.n.a }}", "%}"),
+        ("{%- set (ns.n, x) = (3, 4) -%}{{ ns.n }}{{ x }}", "34"),
+        ("{% set ns.n %}a{{ 1 }}{% endset %}{{ ns.n }}", "a1"),
+        ("{% set ns.n | upper %}a{% endset %}{{ ns.n }}", "A"),
+        ("{% set ns.n = messages %}{{ ns.n | length }}", "1"),
+        ("{% set ns.n = ns.n + 1 %}{% set n = ns %}{{ n.n }}", "1"),
+    ] {
+        let source = format!("{{% set ns = namespace(n=0) %}}{tag}");
+        assert_eq!(text(&source, "").unwrap(), expected, "{tag}");
+    }
+    let deep = "{% for _ in range(100000) %}{% set ns.n = [ns.n] %}{% endfor %}{{ ns.n }}";
+    for tag in [
+        "{% set ns.n = ns %}{{ ns }}",
+        "{% set ns.n = [{'a': ns}] %}{{ ns.n ~ '' }}",
+        "{# {% #}{% set a = ns %}{{ '{%' }}{% set ns.n = a %}{{ ns | string }}",
+        "{% set (x, ns.n) = (1, ns) %}{{ ns == ns }}",
+        "{% set ns.n | default(ns, true) %}{% endset %}{{ ns }}",
+        "{% set other = namespace(n=ns) %}{% set ns.n = other %}{{ ns | tojson }}",
+        "{% set ns.n = [ns] | reverse %}{{ ns }}",
+        deep,
+    ] {
+        let error = text(&format!("{{% set ns = namespace(n=0) %}}{tag}"), "").unwrap_err();
+        assert!(error.message().contains("a namespace cannot hold"), "{tag}: {error}");
+    }
 }
 
 #[test]
