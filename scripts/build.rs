@@ -21,7 +21,9 @@ fn main() {
         println!("cargo:rerun-if-env-changed={variable}");
     }
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    println!("cargo:rerun-if-changed=src/device/cuda/kernel.cuh");
+    for header in ["src/device/cuda/kernel.cuh", "src/quant/nf4.cuh"] {
+        println!("cargo:rerun-if-changed={header}");
+    }
     let mut sources = Vec::new();
     find_sources(Path::new("src"), &mut sources);
     sources.sort();

@@ -3,10 +3,12 @@
 //! The kernel path is detected once; `LLAMANTINO_CPU=portable|neon|avx2|avx512|avx512bf16` caps it (tests run every
 //! path this way). A path that the machine lacks is refused, never emulated silently.
 
-#[cfg(any(test, feature = "cuda"))]
+pub mod choice;
 pub mod cuda;
 pub mod machine;
 pub mod memory;
+
+pub use choice::DeviceChoice;
 
 use crate::error::{Error, Result};
 use std::sync::OnceLock;

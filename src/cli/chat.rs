@@ -3,7 +3,7 @@
 mod commands;
 mod input;
 
-use super::model_args::{ModelArgs, SamplingArgs};
+use super::model_args::{DeviceArgs, ModelArgs, SamplingArgs};
 use super::{interrupt, output};
 use crate::data::template::{builtin_names, Template};
 use crate::error::{Error, Result};
@@ -25,6 +25,9 @@ pub struct ChatArgs {
     /// Which model.
     #[command(flatten)]
     pub model: ModelArgs,
+    /// Where to compute.
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// `model` for the model's own, a built-in name (llamantino-chat, ...), or a .toml or .jinja file; `none` completes
     /// text. Default: the model's own if it has one.
     #[arg(long, value_name = "NAME")]
@@ -62,7 +65,7 @@ pub fn run(args: ChatArgs) -> Result<()> {
         Some(name) => Some(opened.with_description(|folder| Template::named(name, folder))?),
         None => opened.chat_template()?,
     };
-    let (generator, tokenizer) = args.model.load(&opened)?;
+    let (generator, tokenizer) = args.model.load(&opened, args.device.device)?;
     tokenizer.warnings().iter().for_each(|warning| output::warning(warning));
     let (mut session, notes) = ChatSession::new(generator, tokenizer, template, args.system, sampling)?;
     notes.iter().for_each(|note| output::warning(note));

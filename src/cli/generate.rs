@@ -1,6 +1,6 @@
 //! `llamantino generate`: one completion for scripts, streamed to stdout.
 
-use super::model_args::{ModelArgs, SamplingArgs};
+use super::model_args::{DeviceArgs, ModelArgs, SamplingArgs};
 use super::output;
 use crate::error::Result;
 use crate::generate::{generate_text, SamplingOptions, Stop};
@@ -14,6 +14,9 @@ pub struct GenerateArgs {
     /// Which model.
     #[command(flatten)]
     pub model: ModelArgs,
+    /// Where to compute.
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Text to continue; empty: from the beginning-of-text token.
     #[arg(long, default_value = "")]
     pub prompt: String,
@@ -28,7 +31,7 @@ pub struct GenerateArgs {
 /// Runs `generate`.
 pub fn run(args: GenerateArgs) -> Result<()> {
     let options = args.sampling.options(&SamplingOptions::default())?;
-    let (mut generator, tokenizer) = args.model.load(&args.model.open()?)?;
+    let (mut generator, tokenizer) = args.model.load(&args.model.open()?, args.device.device)?;
     let mut prompt: Vec<u32> = tokenizer.special().bos.iter().map(|token| token.id).collect();
     prompt.extend(tokenizer.encode_plain(&args.prompt)?);
     if args.echo {

@@ -1,12 +1,13 @@
 //! Arguments that every command with a running model shares: which model, and how it chooses tokens.
 
-use super::{hub, progress};
+use super::{hub, output, progress};
 use crate::adapter::peft;
 use crate::data::tokenize::Tokenizer;
-use crate::device::{self, Compute};
+use crate::device::{self, Compute, DeviceChoice};
 use crate::error::{Error, Result};
 use crate::generate::{Generator, SamplingOptions};
 use crate::model::{self, Llama, LoadOptions, OpenModel};
+use crate::ops::gpu::Gpu;
 use crate::ops::ParamStore;
 use clap::Args;
 use std::path::PathBuf;
@@ -23,7 +24,7 @@ pub struct ModelArgs {
     /// Tokens that the context holds (prompt and answer); default: what the model was made for, at most 4096.
     #[arg(long)]
     pub context: Option<usize>,
-    /// Operand format of the matrix products.
+    /// Operand format of the matrix products on a CPU; on a GPU it is always bf16.
     #[arg(long, value_enum, default_value = "f32")]
     pub compute: ComputeArg,
     /// Threads; default: one for each core.
@@ -32,6 +33,14 @@ pub struct ModelArgs {
     /// Quantise the model to NF4 on load.
     #[arg(long)]
     pub nf4: bool,
+}
+
+/// Where to compute.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct DeviceArgs {
+    /// cpu, cuda (the first GPU) or cuda:N; auto: a GPU if this build can use one and it answers, otherwise the CPU.
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: DeviceChoice,
 }
 
 /// [`Compute`] on the command line.
@@ -71,10 +80,16 @@ impl ModelArgs {
     /// Loads model, adapter and tokenizer, ready to generate.
     ///
     /// # Errors
-    /// Files that are missing or do not fit together.
-    pub fn load(&self, opened: &OpenModel) -> Result<(Generator, Tokenizer)> {
+    /// Files that are missing or do not fit together; a device that is not there or cannot run this model.
+    pub fn load(&self, opened: &OpenModel, device: DeviceChoice) -> Result<(Generator, Tokenizer)> {
+        let device = device.open()?;
+        device.note.iter().for_each(|note| output::note(note));
         let Loaded { model, params, tokenizer, context } = self.load_parts(opened)?;
-        Ok((Generator::new(model, params, self.compute.into(), context), tokenizer))
+        let generator = match device.gpu {
+            None => Generator::new(model, params, self.compute.into(), context),
+            Some(driver) => Generator::on_gpu(&Gpu::new(driver), model, &params, context)?,
+        };
+        Ok((generator, tokenizer))
     }
 
     /// Loads model, adapter and tokenizer.

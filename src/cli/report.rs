@@ -3,6 +3,7 @@
 use super::model_args::{ComputeArg, ModelArgs};
 use super::output;
 use crate::checkpoint::{write_file, RealDisk};
+use crate::device::DeviceChoice;
 use crate::error::{Error, Result};
 use crate::generate::{generate_text, SamplingOptions};
 use crate::report::{self, RunData, Sample, BEGINNING, SAMPLES_FILE};
@@ -85,7 +86,7 @@ fn samples(args: &ReportArgs, run: &RunData) -> Result<Vec<Sample>> {
             threads: args.threads,
             nf4: run.setting("method").as_deref() == Some("qlora"),
         };
-        let (mut generator, tokenizer) = model.load(&model.open()?)?;
+        let (mut generator, tokenizer) = model.load(&model.open()?, DeviceChoice::Cpu)?;
         let options = SamplingOptions { max_tokens: args.max_tokens, ..SamplingOptions::default() };
         for prompt in &args.prompt {
             let mut ids: Vec<u32> = tokenizer.special().bos.iter().map(|token| token.id).collect();

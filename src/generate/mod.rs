@@ -4,16 +4,21 @@
 //! bytes of an unfinished character wait for the next token.
 
 pub mod chat;
+mod engine;
+#[cfg(test)]
+mod gpu_tests;
 pub mod stream;
 mod trim;
 
 use crate::data::tokenize::Tokenizer;
 use crate::device::Compute;
 use crate::error::{Error, Result};
-use crate::model::{DoraScales, KvCache, Llama, Pass};
-use crate::ops::{Arena, ParamStore};
+use crate::model::Llama;
+use crate::ops::gpu::Gpu;
+use crate::ops::ParamStore;
 use candle_core::{Device, Tensor};
 use candle_transformers::generation::{LogitsProcessor, Sampling};
+use engine::Engine;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use stream::TextStream;
@@ -105,11 +110,7 @@ pub struct Generated {
 /// A model ready to generate, with the cache of one sequence.
 pub struct Generator {
     model: Llama,
-    params: ParamStore,
-    dora: DoraScales,
-    arena: Arena,
-    compute: Compute,
-    cache: KvCache,
+    engine: Engine,
     cached: Vec<u32>,
     /// Logits after what is cached.
     logits: Vec<f32>,
@@ -118,16 +119,26 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// `context`: most tokens of a sequence (prompt and answer).
+    /// On the CPU. `context`: most tokens of a sequence (prompt and answer).
     pub fn new(mut model: Llama, params: ParamStore, compute: Compute, context: usize) -> Generator {
         model.rope.ensure(context);
-        model.prepare_head(compute);
+        let engine = Engine::on_cpu(&mut model, params, compute, context);
+        Generator::with(model, engine)
+    }
+
+    /// On a GPU, which computes in bf16 with sums in f32.
+    ///
+    /// # Errors
+    /// A model that the GPU cannot run; the GPU's memory.
+    pub fn on_gpu(gpu: &Gpu, mut model: Llama, params: &ParamStore, context: usize) -> Result<Generator> {
+        model.rope.ensure(context);
+        let engine = Engine::on_gpu(gpu, &mut model, params, context)?;
+        Ok(Generator::with(model, engine))
+    }
+
+    fn with(model: Llama, engine: Engine) -> Generator {
         let stop_tokens = model.config.eos.clone();
-        let cache = KvCache::new(&model, context);
-        let arena = Arena::new();
-        let dora = model.dora_scales(&params, &arena);
-        let (cached, logits) = (Vec::new(), Vec::new());
-        Generator { model, params, dora, arena, compute, cache, cached, logits, stop_tokens, stop_flag: None }
+        Generator { model, engine, cached: Vec::new(), logits: Vec::new(), stop_tokens, stop_flag: None }
     }
 
     /// Tokens that end an answer; at first the model's end-of-text tokens.
@@ -146,10 +157,10 @@ impl Generator {
 
     /// Most tokens of a sequence.
     pub fn context(&self) -> usize {
-        self.cache.capacity()
+        self.engine.capacity()
     }
 
-    /// The model's configuration.
+    /// The model; on a GPU without its blocks.
     pub fn model(&self) -> &Llama {
         &self.model
     }
@@ -215,7 +226,7 @@ impl Generator {
     /// Brings the cache and the logits to the end of `prompt`; false if asked to stop on the way.
     fn read(&mut self, prompt: &[u32]) -> Result<bool> {
         let shared = self.cached.iter().zip(prompt).take_while(|(a, b)| a == b).count().min(prompt.len() - 1);
-        self.cache.truncate(shared);
+        self.engine.truncate(shared);
         self.cached.truncate(shared);
         for chunk in prompt[shared..].chunks(PROMPT_CHUNK) {
             if self.asked_to_stop() {
@@ -227,11 +238,8 @@ impl Generator {
     }
 
     fn append(&mut self, ids: &[u32]) -> Result<()> {
-        let Generator { params, dora, arena, compute, logits, .. } = self;
-        let pass = Pass { params, dora, arena, compute: *compute, noise: None };
-        let found = self.model.next_logits(&pass, ids, &mut self.cache);
-        logits.clear();
-        logits.extend_from_slice(&found);
+        let Generator { model, engine, logits, .. } = self;
+        engine.append(model, ids, logits)?;
         self.cached.extend_from_slice(ids);
         if let Some(index) = logits.iter().position(|v| !v.is_finite()) {
             return Err(Error::failed(format!(

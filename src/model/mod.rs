@@ -3,7 +3,6 @@
 pub mod block;
 pub mod cache;
 pub mod companions;
-#[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
 mod decode;
 pub mod extend;

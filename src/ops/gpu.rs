@@ -250,6 +250,13 @@ impl<E: Element> Buffer<E> {
         Part { buffer, of: PhantomData }
     }
 
+    /// Rows `first .. first + count` as a matrix of their own, which borrows this buffer.
+    pub fn row_part(&self, first: usize, count: usize) -> Part<'_, E> {
+        let mut part = self.part(first * self.cols, count * self.cols);
+        (part.buffer.rows, part.buffer.cols) = (count, self.cols);
+        part
+    }
+
     /// A new buffer with the same values.
     pub fn duplicate(&self) -> Result<Buffer<E>> {
         let copy = self.gpu.buffer(self.rows, self.cols)?;

@@ -6,7 +6,6 @@ pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
 pub mod gemm;
-#[cfg(any(test, feature = "cuda"))]
 pub mod gpu;
 pub mod half_matrix;
 pub mod linear;

@@ -28,7 +28,6 @@ impl RandomStream {
     }
 
     /// Seed and stream number, for kernels that draw the same words elsewhere.
-    #[cfg(any(test, feature = "cuda"))]
     pub(crate) fn names(&self) -> (u64, u64) {
         (u64::from(self.key[0]) | u64::from(self.key[1]) << 32, self.stream)
     }

@@ -5,6 +5,7 @@
 
 use super::double::double_quantize;
 use super::{Nf4Matrix, QuantConfig, Scales, SourceDtype, Values};
+use crate::device::cuda::Argument;
 use crate::error::{Error, Result};
 use crate::ops::bytes::Bytes;
 use crate::ops::gpu::{Buffer, Gpu, THREADS};
@@ -53,29 +54,27 @@ impl GpuNf4 {
         self.cols
     }
 
+    /// What kernels read it by: codes, the plain scales, the scales' codes, nested scales and map, their offset, and the
+    /// logarithm of the block's size.
+    pub(crate) fn arguments(&self) -> [Argument; 7] {
+        let none = || 0u64.into();
+        let [absmax, codes, nested, map, offset] = match &self.scales {
+            GpuScales::Plain(absmax) => [absmax.pointer(), none(), none(), none(), 0.0.into()],
+            GpuScales::Double { codes, nested, map, offset } => {
+                [none(), codes.pointer(), nested.pointer(), map.pointer(), (*offset).into()]
+            }
+        };
+        [self.codes.pointer(), absmax, codes, nested, map, offset, (self.block.trailing_zeros() as i32).into()]
+    }
+
     /// The values in bf16 into the first `rows · cols` elements of `out`, which must hold as many.
     pub fn dequantize(&self, out: &Buffer<bf16>) -> Result<()> {
         let count = self.rows * self.cols;
         assert!(out.len() >= count, "a buffer of {} for {count} values", out.len());
-        let none = || 0u64.into();
-        let (absmax, codes, nested, map, offset) = match &self.scales {
-            GpuScales::Plain(absmax) => (absmax.pointer(), none(), none(), none(), 0.0),
-            GpuScales::Double { codes, nested, map, offset } => {
-                (none(), codes.pointer(), nested.pointer(), map.pointer(), *offset)
-            }
-        };
-        let arguments = [
-            self.codes.pointer(),
-            absmax,
-            codes,
-            nested,
-            map,
-            offset.into(),
-            (count as i64).into(),
-            (self.block.trailing_zeros() as i32).into(),
-            stored(self.dtype).into(),
-            out.pointer(),
-        ];
+        let [codes, scales @ .., shift] = self.arguments();
+        let [absmax, scale_codes, nested, map, offset] = scales;
+        let (count_argument, dtype) = ((count as i64).into(), stored(self.dtype).into());
+        let arguments = [codes, absmax, scale_codes, nested, map, offset, count_argument, shift, dtype, out.pointer()];
         out.gpu().each("nf4_dequantize", count.div_ceil(8), &arguments)
     }
 }

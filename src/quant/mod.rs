@@ -3,7 +3,6 @@
 //! [`nf4`] is the format, [`quantize`](mod@quantize) its CPU truth, [`double`] the 8-bit form of the scales,
 //! [`file`](mod@file) the form on disk.
 
-#[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
 pub mod double;
 pub mod file;

@@ -83,7 +83,6 @@ impl Values<'_> {
     }
 
     /// The values as they are stored.
-    #[cfg(any(test, feature = "cuda"))]
     pub(super) fn bytes(&self) -> &[u8] {
         let (pointer, bytes) = match self {
             Values::F32(values) => (values.as_ptr().cast(), size_of_val(*values)),

@@ -63,7 +63,7 @@ pub fn probe() -> Result<Found> {
     // SAFETY: opening the driver's library runs its initialisers, as any program that uses CUDA does.
     if !unsafe { sys::is_culib_present() } {
         return Err(Error::failed("no NVIDIA driver: libcuda.so.1 cannot be opened")
-            .hint("install the driver (version 580 or newer)"));
+            .hint("install the driver (version 580 or newer), or use --device cpu"));
     }
     cuda::init().map_err(driver_error("the driver does not start"))?;
     let mut driver_version = 0;
@@ -98,7 +98,8 @@ fn describe(ordinal: c_int) -> Result<(String, (i32, i32), usize)> {
 pub fn open(ordinal: usize) -> Result<Arc<dyn Driver>> {
     let found = probe()?;
     let Some((name, capability, _)) = found.devices.get(ordinal) else {
-        return Err(Error::failed(format!("no GPU number {ordinal}: this machine has {}", found.devices.len())));
+        return Err(Error::failed(format!("no GPU number {ordinal}: this machine has {}", found.devices.len()))
+            .hint("`llamantino doctor` lists them; --device cuda names the first, --device cpu none"));
     };
     if *capability < (8, 0) {
         return Err(Error::failed(format!(
@@ -109,7 +110,7 @@ pub fn open(ordinal: usize) -> Result<Arc<dyn Driver>> {
     }
     if !found.cublas {
         return Err(Error::failed("cuBLAS cannot be opened (libcublas.so.13 or .12)")
-            .hint("install CUDA's libraries, or put their folder into LD_LIBRARY_PATH"));
+            .hint("install CUDA's libraries, put their folder into LD_LIBRARY_PATH, or use --device cpu"));
     }
     Ok(Arc::new(Cuda::open(ordinal as c_int, name.clone())?))
 }

@@ -88,7 +88,8 @@ fn compiled() -> Option<LaunchFunction> {
     program +=
         &format!("#include \"launch.h\"\nstatic const Entry entries[] = {{\n{table}}};\nON_CPU_LAUNCH(entries)\n");
     hasher.update(program.as_bytes());
-    for header in ["src/device/cuda/kernel.cuh", "tests/cuda/cuda_on_cpu.h", "tests/cuda/launch.h"] {
+    for header in ["src/device/cuda/kernel.cuh", "src/quant/nf4.cuh", "tests/cuda/cuda_on_cpu.h", "tests/cuda/launch.h"]
+    {
         hasher.update(&std::fs::read(root.join(header)).expect("a readable header"));
     }
     let folder = root.join("target/cuda-on-cpu");

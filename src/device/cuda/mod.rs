@@ -16,7 +16,20 @@ pub mod emulator;
 pub use driver::{open, probe, Found};
 
 use crate::error::Result;
-use std::ffi::c_void;
+
+/// Whether the program was built for GPUs.
+pub const BUILT: bool = cfg!(feature = "cuda");
+
+/// Says that the program was built without GPUs.
+///
+/// # Errors
+/// Always.
+#[cfg(not(feature = "cuda"))]
+pub fn open(_ordinal: usize) -> Result<std::sync::Arc<dyn Driver>> {
+    Err(crate::error::Error::usage("this program was built without GPU support").hint(
+        "build it with `cargo build --release --features cuda` (needs nvcc: see the README), or use --device cpu",
+    ))
+}
 
 /// Element type of the output of a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +93,8 @@ pub enum Argument {
     F32(f32),
 }
 
+// Only what runs kernels needs the bytes: the driver, and in tests the emulator.
+#[cfg(any(test, feature = "cuda"))]
 impl Argument {
     /// The argument's bytes, at the start of a word.
     fn word(self) -> u64 {
@@ -119,11 +134,13 @@ pub struct Launch<'a> {
     pub arguments: &'a [Argument],
 }
 
+#[cfg(any(test, feature = "cuda"))]
 impl Launch<'_> {
     /// Calls `use_pointers` with pointers to the arguments' values.
-    fn with_pointers<R>(&self, use_pointers: impl FnOnce(&mut [*mut c_void]) -> R) -> R {
+    fn with_pointers<R>(&self, use_pointers: impl FnOnce(&mut [*mut std::ffi::c_void]) -> R) -> R {
         let mut words: Vec<u64> = self.arguments.iter().map(|argument| argument.word()).collect();
-        let mut pointers: Vec<*mut c_void> = words.iter_mut().map(|word| std::ptr::from_mut(word).cast()).collect();
+        let mut pointers: Vec<*mut std::ffi::c_void> =
+            words.iter_mut().map(|word| std::ptr::from_mut(word).cast()).collect();
         use_pointers(&mut pointers)
     }
 }

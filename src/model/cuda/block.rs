@@ -22,15 +22,15 @@ use half::bf16;
 
 /// Weights of one decoder block in GPU memory.
 pub(super) struct GpuBlock {
-    input_norm: Buffer<f32>,
-    q: GpuLayer,
-    k: GpuLayer,
-    v: GpuLayer,
-    o: GpuLayer,
-    post_norm: Buffer<f32>,
-    gate: GpuLayer,
-    up: GpuLayer,
-    down: GpuLayer,
+    pub(super) input_norm: Buffer<f32>,
+    pub(super) q: GpuLayer,
+    pub(super) k: GpuLayer,
+    pub(super) v: GpuLayer,
+    pub(super) o: GpuLayer,
+    pub(super) post_norm: Buffer<f32>,
+    pub(super) gate: GpuLayer,
+    pub(super) up: GpuLayer,
+    pub(super) down: GpuLayer,
 }
 
 /// What the forward pass of a block keeps for its backward pass.

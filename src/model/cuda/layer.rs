@@ -16,7 +16,7 @@ use half::bf16;
 pub(super) fn check_trainable(model: &Llama, params: &ParamStore) -> Result<()> {
     let other = params.iter().find(|param| !matches!(param.kind, ParamKind::LoraA | ParamKind::LoraB));
     if let Some(param) = other {
-        return Err(Error::failed(format!("{}: on a GPU only LoRA adapters can be trained yet", param.name))
+        return Err(Error::failed(format!("{}: a GPU can run and train LoRA's A and B only", param.name))
             .hint("use method = \"qlora\" or \"lora\" without dora or train_embeddings, or --device cpu"));
     }
     debug_assert!(model.row_norms.is_empty(), "DoRA without magnitudes");

@@ -1,22 +1,24 @@
-//! A model on a GPU: its weights there, and the passes of a training step and of an evaluation.
+//! A model on a GPU: its weights there, the passes of a training step and of an evaluation, and new tokens of a sequence.
 //!
 //! Activations are bf16, statistics and sums f32. The order of the operations is that of `model/llama.rs`, so what the
 //! CPU computes in bf16 the GPU computes too, up to the order of additions inside a product. Nothing in a pass waits for
 //! the GPU: the losses of a micro-batch are read when the step has been asked for as a whole.
 
 mod block;
+mod decode;
 mod layer;
 mod params;
 #[cfg(test)]
 mod tests;
 
+pub use decode::{generation_bytes, GpuKvCache};
 pub use params::GpuParams;
 
 use super::block::Keep;
 use super::llama::{Batch, Llama};
 use super::pass::{Noise, Rows};
 use super::ModelConfig;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::attention::cuda::{check_shape, Tiles};
 use crate::ops::attention::AttentionShape;
 use crate::ops::cross_entropy::{cuda as cross_entropy, IGNORE};
@@ -107,7 +109,8 @@ impl GpuLlama {
         let config = model.config.clone();
         for (what, size) in [("hidden_size", config.hidden_size), ("intermediate_size", config.intermediate_size)] {
             if !size.is_multiple_of(8) {
-                crate::bail!("{what} = {size}: the GPU's kernels need a multiple of 8");
+                return Err(Error::failed(format!("{what} = {size}: the GPU's kernels need a multiple of 8"))
+                    .hint("run this model with --device cpu"));
             }
         }
         let blocks = model.blocks.iter().map(|block| GpuBlock::new(gpu, block)).collect::<Result<Vec<_>>>()?;
@@ -130,6 +133,11 @@ impl GpuLlama {
         &self.gpu
     }
 
+    /// Width of the residual stream.
+    pub fn hidden(&self) -> usize {
+        self.config.hidden_size
+    }
+
     /// Takes over the positions of a table that has grown.
     pub fn ensure_positions(&mut self, table: &RopeTable) -> Result<()> {
         if table.positions() > self.rope.positions() {
@@ -138,18 +146,29 @@ impl GpuLlama {
         Ok(())
     }
 
-    fn context<'a>(&'a self, params: &'a GpuParams, rows: Rows<'_>, noise: Option<Noise>) -> Result<PassContext<'a>> {
+    fn context<'a>(
+        &'a self,
+        params: &'a GpuParams,
+        positions: &[u32],
+        tiles: Tiles,
+        noise: Option<Noise>,
+    ) -> Result<PassContext<'a>> {
         Ok(PassContext {
             params,
             shape: self.shape,
             eps: self.config.rms_norm_eps as f32,
             rope: &self.rope,
-            positions: self.gpu.upload(rows.positions, rows.ids.len(), 1)?,
-            tiles: Tiles::new(&self.gpu, rows.segments, rows.ids.len())?,
+            positions: self.gpu.upload(positions, positions.len(), 1)?,
+            tiles,
             scratch: &self.scratch,
             noise,
             training: noise.is_some(),
         })
+    }
+
+    /// What the blocks share in a pass over packed documents.
+    fn packed<'a>(&'a self, params: &'a GpuParams, rows: Rows<'_>, noise: Option<Noise>) -> Result<PassContext<'a>> {
+        self.context(params, rows.positions, Tiles::new(&self.gpu, rows.segments, rows.ids.len())?, noise)
     }
 
     fn embed(&self, ids: &[u32], noise: Option<Noise>) -> Result<Buffer<bf16>> {
@@ -175,7 +194,7 @@ impl GpuLlama {
 
     /// The loss of `targets [T]` (-100 for none), without gradients.
     pub fn loss(&self, params: &GpuParams, rows: Rows<'_>, targets: &[i32]) -> Result<PendingLoss> {
-        let context = self.context(params, rows, None)?;
+        let context = self.packed(params, rows, None)?;
         let (last, _) = self.forward(&context, rows.ids, &[])?;
         let (normed, _) = self.final_norm(&last)?;
         self.run_head(&normed, targets, None)
@@ -190,7 +209,7 @@ impl GpuLlama {
         noise: Noise,
     ) -> Result<PendingLoss> {
         assert_eq!(keep.len(), self.blocks.len(), "one keep policy for each block");
-        let context = self.context(params, batch.rows, Some(noise))?;
+        let context = self.packed(params, batch.rows, Some(noise))?;
         let (last, mut saved) = self.forward(&context, batch.rows.ids, keep)?;
         let (normed, inv_rms) = self.final_norm(&last)?;
         let dnormed = self.gpu.zeros(last.rows(), last.cols())?;

@@ -19,10 +19,15 @@ pub struct GpuParams {
 impl GpuParams {
     /// Copies the values of a store; gradients are zero.
     pub fn new(gpu: &Gpu, store: &ParamStore) -> Result<GpuParams> {
-        let values = store.iter().map(|param| gpu.buffer(param.rows, param.cols)).collect::<Result<_>>()?;
         let gradients = store.iter().map(|param| gpu.zeros(param.rows, param.cols)).collect::<Result<_>>()?;
+        Ok(GpuParams { gradients, ..GpuParams::frozen(gpu, store)? })
+    }
+
+    /// Copies the values of a store, which get no gradients.
+    pub fn frozen(gpu: &Gpu, store: &ParamStore) -> Result<GpuParams> {
+        let values = store.iter().map(|param| gpu.buffer(param.rows, param.cols)).collect::<Result<_>>()?;
         let largest = store.iter().map(|param| param.value.len()).max().unwrap_or(0);
-        let params = GpuParams { values, gradients, staging: gpu.buffer(1, largest)? };
+        let params = GpuParams { values, gradients: Vec::new(), staging: gpu.buffer(1, largest)? };
         params.upload(store)?;
         Ok(params)
     }
@@ -58,7 +63,7 @@ impl GpuParams {
         &self.values[id.0]
     }
 
-    /// The gradient of a parameter.
+    /// The gradient of a parameter; there is none of [`GpuParams::frozen`].
     pub fn gradient(&self, id: ParamId) -> &Buffer<f32> {
         &self.gradients[id.0]
     }

@@ -10,12 +10,12 @@ use crate::optim::{clip, LearningRates, OptimizerConfig};
 use crate::quant::QuantConfig;
 use std::path::{Path, PathBuf};
 
-fn golden(name: &str) -> PathBuf {
+pub(super) fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 
 /// The tiny model of the golden vectors with PEFT's adapter of rank 8, its base in 4 bits if asked.
-fn tiny(dropout: f32, quantize: bool) -> (Llama, ParamStore) {
+pub(super) fn tiny(dropout: f32, quantize: bool) -> (Llama, ParamStore) {
     let adapter = peft::read(&golden("lora/lora")).unwrap();
     let mut options = LoadOptions::frozen(128);
     options.quantize = quantize.then(QuantConfig::default);
@@ -184,7 +184,7 @@ fn what_a_gpu_cannot_train_is_refused() {
     let checkpoint = Checkpoint::open(&folder).unwrap();
     let (model, params) = model::load(&config, &checkpoint, &options, &mut |_, _| {}).unwrap();
     let error = GpuLlama::new(&gpu, &model, &params).err().expect("a refusal");
-    assert!(error.message().contains("only LoRA adapters"), "{}", error.message());
+    assert!(error.message().contains("LoRA's A and B only"), "{}", error.message());
 }
 
 #[test]

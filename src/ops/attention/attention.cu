@@ -15,9 +15,10 @@ constexpr int SMALL_TILE = 32;   // rows of the other side in the backward pass,
 constexpr int THREADS = 128;
 constexpr float LOG2_E = 1.4426950408889634f;
 
-// A tile of rows of one document: the document's rows [start, end), the tile's first row.
+// A tile of rows of one document: the document's rows [start, end), the tile's first row. `skipped` rows of the document
+// have keys but no queries: q, out and lse of the forward pass begin behind them.
 struct Tile {
-  int start, end, first, unused;
+  int start, end, first, skipped;
 };
 
 // Rows of shared memory are 16 bytes longer than D, so that the eight rows of an ldmatrix lie in different banks.
@@ -144,7 +145,7 @@ __device__ __forceinline__ void attend(const Forward& p) {
   const int first_row = tile.first + 16 * warp;
 
   // The queries pass through the memory of the keys into registers.
-  load_rows<D, TILE>(keys, q, q_stride, tile.first, tile.end);
+  load_rows<D, TILE>(keys, q, q_stride, tile.first - tile.skipped, tile.end - tile.skipped);
   copy_commit();
   copy_wait<0>();
   __syncthreads();
@@ -221,10 +222,10 @@ __device__ __forceinline__ void attend(const Forward& p) {
     inverse[half] = 1.f / sum;
     const int row = first_row + lane / 4 + 8 * half;
     if (lane % 4 == 0 && row < tile.end) {
-      p.lse[static_cast<long long>(row) * p.heads + head] = (largest[half] + log2f(sum)) / LOG2_E;
+      p.lse[static_cast<long long>(row - tile.skipped) * p.heads + head] = (largest[half] + log2f(sum)) / LOG2_E;
     }
   }
-  store_rows<D>(sums, inverse, p.out + head * D, q_stride, first_row, tile.end);
+  store_rows<D>(sums, inverse, p.out + head * D, q_stride, first_row - tile.skipped, tile.end - tile.skipped);
 }
 
 struct Backward {

@@ -14,6 +14,9 @@ const SMALL_TILE: usize = 32;
 /// Threads of a tile's block.
 const TILE_THREADS: u32 = 128;
 
+/// Keys of a part of a cache, and threads of its block.
+const PART_KEYS: usize = 128;
+
 /// The kernels of one head size.
 struct Kernels {
     head_dim: usize,
@@ -55,6 +58,14 @@ impl Tiles {
         Ok(Tiles { tiles: gpu.upload(tiles.as_flattened(), tiles.len(), 4)?, rows })
     }
 
+    /// New rows `past .. past + rows` of one document, whose keys and values from row 0 on are in a cache: only for the
+    /// forward pass, where `q`, `out` and `lse` have the new rows alone.
+    pub fn behind(gpu: &Gpu, past: usize, rows: usize) -> Result<Tiles> {
+        let (past, end) = (count(past)? as i32, count(past + rows)? as i32);
+        let tiles: Vec<[i32; 4]> = (past..end).step_by(TILE).rev().map(|first| [0, end, first, past]).collect();
+        Ok(Tiles { tiles: gpu.upload(tiles.as_flattened(), tiles.len(), 4)?, rows })
+    }
+
     fn launch(
         &self,
         kernel: &'static str,
@@ -84,7 +95,7 @@ fn kernels_of(shape: AttentionShape) -> Result<&'static Kernels> {
             shape.head_dim,
             known.join(", ")
         ))
-        .hint("train this model with --device cpu")
+        .hint("run this model with --device cpu")
     })
 }
 
@@ -128,6 +139,27 @@ pub fn forward(
         scale,
     ];
     tiles.launch(kernels.forward, shape.heads, 2 * TILE, shape.head_dim, &arguments)
+}
+
+/// `out [1, heads · D]` of one new query over the first `length` rows of a cache, its own row the last of them.
+pub fn forward_row(shape: AttentionShape, inputs: Inputs<'_>, length: usize, out: &Buffer<bf16>) -> Result<()> {
+    kernels_of(shape)?;
+    let Inputs { q, k, v } = inputs;
+    let width = shape.kv_heads * shape.head_dim;
+    assert!(q.len() == shape.heads * shape.head_dim && out.len() == q.len());
+    assert!(k.cols() == width && v.cols() == width && (1..=k.rows().min(v.rows())).contains(&length));
+    let gpu = q.gpu();
+    let pieces = length.div_ceil(PART_KEYS);
+    let parts = gpu.buffer::<f32>(shape.heads * pieces, shape.head_dim + 2)?;
+    let ([heads, kv_heads], head_dim) = (heads(shape)?, (count(shape.head_dim)? as i32).into());
+    let length = (count(length)? as i32).into();
+    let read = [q.pointer(), k.pointer(), v.pointer(), parts.pointer()];
+    let arguments = [&read[..], &[length, heads, kv_heads, head_dim, shape.scale().into()]].concat();
+    let grid = [count(pieces)?, count(shape.heads)?];
+    let kernel = "attention_row_parts";
+    gpu.launch(&Launch { kernel, grid, threads: PART_KEYS as u32, shared_bytes: 0, arguments: &arguments })?;
+    let arguments = [parts.pointer(), out.pointer(), (count(pieces)? as i32).into(), head_dim];
+    gpu.rows("attention_row_whole", shape.heads, PART_KEYS as u32, &arguments)
 }
 
 /// What the backward pass needs of the forward pass.
@@ -217,6 +249,41 @@ mod tests {
                 for ((name, gradient), expected) in ["dq", "dk", "dv"].iter().zip(&gradients).zip(&expected) {
                     let what = format!("{name} {shape:?} {segments:?}");
                     assert_halves(&what, &gradient.read().unwrap(), &narrow(expected), 1e-2);
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[allow(clippy::single_range_in_vec_init)] // as above
+    fn new_rows_attend_to_the_cache() {
+        let Some(gpu) = emulated_gpu() else { return };
+        for (heads, kv_heads, head_dim) in [(1, 1, 16), (4, 2, 32), (3, 1, 64), (2, 2, 96), (2, 1, 128)] {
+            let shape = AttentionShape { heads, kv_heads, head_dim };
+            for (past, rows) in [(0, 1), (0, 70), (1, 1), (37, 5), (64, 64), (127, 1), (128, 1), (130, 65), (300, 1)] {
+                let (end, capacity) = (past + rows, past + rows + 3);
+                let values = |label: &str, heads: usize| through_bf16(&normal(label, end * heads * head_dim));
+                let (q, k, v) = (values("q", heads), values("k", kv_heads), values("v", kv_heads));
+                let (expected, _) = reference::forward(shape, &q, &k, &v, &[0..end]);
+                let expected = narrow(&expected[past * heads * head_dim..]);
+
+                // What lies behind the last row must not count.
+                let cache = |values: &[f32]| {
+                    let mut all = halves(values);
+                    all.resize(capacity * kv_heads * head_dim, bf16::NAN);
+                    gpu.upload(&all, capacity, kv_heads * head_dim).unwrap()
+                };
+                let (gk, gv) = (cache(&k), cache(&v));
+                let gq = gpu.upload(&halves(&q[past * heads * head_dim..]), rows, heads * head_dim).unwrap();
+                let inputs = Inputs { q: &gq, k: &gk, v: &gv };
+                let (out, lse) = (gpu.buffer(rows, gq.cols()).unwrap(), gpu.buffer::<f32>(rows, heads).unwrap());
+                forward(shape, inputs, &Tiles::behind(&gpu, past, rows).unwrap(), &out, &lse).unwrap();
+                let what = format!("{shape:?} past {past} rows {rows}");
+                assert_halves(&what, &out.read().unwrap(), &expected, 4e-3);
+                if rows == 1 {
+                    let out = gpu.buffer(1, gq.cols()).unwrap();
+                    forward_row(shape, inputs, end, &out).unwrap();
+                    assert_halves(&format!("row: {what}"), &out.read().unwrap(), &expected, 4e-3);
                 }
             }
         }

@@ -23,7 +23,6 @@
 mod backward;
 mod block;
 mod cached;
-#[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
 pub(crate) mod exp;
 mod forward;

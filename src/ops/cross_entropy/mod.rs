@@ -12,7 +12,6 @@
 //! depend on the threads. Reference: `torch.nn.functional.cross_entropy(..., ignore_index=-100)`, sum reduction.
 
 mod cpu;
-#[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
 #[cfg(test)]
 mod reference;

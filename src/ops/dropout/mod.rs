@@ -8,7 +8,6 @@
 //! Reference: Srivastava et al., "Dropout", 2014 (inverted scaling as in torch); Jain et al., "NEFTune", 2023.
 
 mod cpu;
-#[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
 #[cfg(test)]
 mod reference;

@@ -9,7 +9,6 @@
 //! threads. Ids are checked by the caller (the tokenizer's size against the model's); one out of range panics.
 //! Reference: `torch.nn.functional.embedding`.
 
-#[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
 #[cfg(test)]
 mod reference;

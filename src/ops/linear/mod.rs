@@ -22,7 +22,6 @@
 //! Reference: PEFT `tuners/lora/layer.py` and `dora.py`; Hu et al. 2021; Liu et al. 2024 (DoRA).
 
 mod columns;
-#[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
 pub mod group;
 #[cfg(test)]

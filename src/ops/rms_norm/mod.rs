@@ -11,7 +11,6 @@
 //! of `transformers`' `LlamaRMSNorm` in f32.
 
 mod cpu;
-#[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
 #[cfg(test)]
 mod reference;

@@ -15,7 +15,6 @@
 //! Reference: Su et al., "RoFormer", 2021; `transformers`' `modeling_rope_utils` for the scalings.
 
 mod cpu;
-#[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
 #[cfg(test)]
 mod reference;

@@ -11,7 +11,6 @@
 //! Reference: Shazeer, "GLU Variants Improve Transformer", 2020; `transformers`' `LlamaMLP`.
 
 mod cpu;
-#[cfg(any(test, feature = "cuda"))]
 pub mod cuda;
 #[cfg(test)]
 mod reference;

@@ -1,0 +1,92 @@
+//! What computes the logits of a generator: the CPU or a GPU, each with the cache of one sequence.
+
+use crate::device::Compute;
+use crate::error::{Error, Result};
+use crate::model::cuda::{generation_bytes, GpuKvCache, GpuLlama, GpuParams};
+use crate::model::{DoraScales, KvCache, Llama, Pass};
+use crate::ops::gpu::Gpu;
+use crate::ops::{Arena, ParamStore};
+
+/// A model in the memory of what computes it.
+pub(super) enum Engine {
+    Cpu(Box<OnCpu>),
+    Gpu(Box<OnGpu>),
+}
+
+pub(super) struct OnCpu {
+    params: ParamStore,
+    dora: DoraScales,
+    arena: Arena,
+    compute: Compute,
+    cache: KvCache,
+}
+
+pub(super) struct OnGpu {
+    model: GpuLlama,
+    params: GpuParams,
+    cache: GpuKvCache,
+}
+
+impl Engine {
+    /// The CPU, for sequences of `context` tokens.
+    pub(super) fn on_cpu(model: &mut Llama, params: ParamStore, compute: Compute, context: usize) -> Engine {
+        model.prepare_head(compute);
+        let arena = Arena::new();
+        let dora = model.dora_scales(&params, &arena);
+        Engine::Cpu(Box::new(OnCpu { params, dora, arena, compute, cache: KvCache::new(model, context) }))
+    }
+
+    /// A GPU, for sequences of `context` tokens. The model's blocks are there afterwards, and no longer in `model`.
+    pub(super) fn on_gpu(gpu: &Gpu, model: &mut Llama, params: &ParamStore, context: usize) -> Result<Engine> {
+        let (needed, memory) = (generation_bytes(model, params, context), gpu.driver().memory()?);
+        if needed > memory.free {
+            let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
+            return Err(Error::failed(format!(
+                "the model and a context of {context} tokens need {:.2} GiB of GPU memory; {:.2} of {:.2} GiB are free",
+                gib(needed),
+                gib(memory.free),
+                gib(memory.total)
+            ))
+            .hint("use a smaller --context, the model in 4 bits (--nf4), or --device cpu"));
+        }
+        let there = GpuLlama::new(gpu, model, params)?;
+        let params = GpuParams::frozen(gpu, params)?;
+        let cache = GpuKvCache::new(&there, context)?;
+        model.blocks.clear();
+        Ok(Engine::Gpu(Box::new(OnGpu { model: there, params, cache })))
+    }
+
+    /// Most tokens of a sequence.
+    pub(super) fn capacity(&self) -> usize {
+        match self {
+            Engine::Cpu(cpu) => cpu.cache.capacity(),
+            Engine::Gpu(gpu) => gpu.cache.capacity(),
+        }
+    }
+
+    /// Forgets all but the first `len` tokens.
+    pub(super) fn truncate(&mut self, len: usize) {
+        match self {
+            Engine::Cpu(cpu) => cpu.cache.truncate(len),
+            Engine::Gpu(gpu) => gpu.cache.truncate(len),
+        }
+    }
+
+    /// Appends `ids` to the sequence; `logits` become those behind the last of them.
+    ///
+    /// # Errors
+    /// What a GPU says; on the CPU none.
+    pub(super) fn append(&mut self, model: &Llama, ids: &[u32], logits: &mut Vec<f32>) -> Result<()> {
+        match self {
+            Engine::Cpu(cpu) => {
+                let OnCpu { params, dora, arena, compute, cache } = &mut **cpu;
+                let pass = Pass { params, dora, arena, compute: *compute, noise: None };
+                let found = model.next_logits(&pass, ids, cache);
+                logits.clear();
+                logits.extend_from_slice(&found);
+            }
+            Engine::Gpu(gpu) => *logits = gpu.model.next_logits(&gpu.params, ids, &mut gpu.cache)?,
+        }
+        Ok(())
+    }
+}

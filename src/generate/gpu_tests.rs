@@ -1,0 +1,73 @@
+//! The generator on an emulated GPU says what the one on the CPU says.
+
+use super::*;
+use crate::model::{self, Checkpoint, LoadOptions, ModelConfig};
+use crate::ops::testing::emulated_gpu;
+use std::path::Path;
+
+const CONTEXT: usize = 40;
+
+/// The third prompt begins as the first: of the cache only the part behind it is read again.
+const PROMPTS: [&[u32]; 4] = [&[1, 17, 40, 99, 5], &[2], &[1, 17, 40, 98], &[1, 17, 40, 98, 3, 3, 7]];
+
+fn tiny() -> (Llama, ParamStore) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama/tiny");
+    let config = ModelConfig::from_folder(&folder).unwrap();
+    let options = LoadOptions { quantize: Some(Default::default()), ..LoadOptions::frozen(128) };
+    model::load(&config, &Checkpoint::open(&folder).unwrap(), &options, &mut |_, _| {}).unwrap()
+}
+
+fn on_cpu() -> Generator {
+    let (model, params) = tiny();
+    Generator::new(model, params, Compute::F32, CONTEXT)
+}
+
+fn on_gpu(gpu: &Gpu) -> Generator {
+    let (model, params) = tiny();
+    Generator::on_gpu(gpu, model, &params, CONTEXT).unwrap()
+}
+
+fn answers(generator: &mut Generator, options: &SamplingOptions) -> Vec<Vec<u32>> {
+    generator.set_stop_tokens(Vec::new());
+    let mut answer = |prompt: &&[u32]| generator.generate(prompt, options, &mut |_| Ok(true)).unwrap().ids;
+    PROMPTS.iter().map(&mut answer).collect()
+}
+
+/// A model of random weights has logits that lie close together, and those of the GPU are rounded to bf16 on the way: two
+/// texts may part where the CPU's logits of both tokens are closer than that. What both chose before is compared.
+#[test]
+fn greedy_tokens_are_those_of_the_cpu() {
+    let Some(gpu) = emulated_gpu() else { return };
+    let options = SamplingOptions { max_tokens: 24, ..SamplingOptions::default() };
+    let mut cpu = on_cpu();
+    let (expected, found) = (answers(&mut cpu, &options), answers(&mut on_gpu(&gpu), &options));
+    let mut same = 0;
+    for ((prompt, expected), found) in PROMPTS.iter().zip(&expected).zip(&found) {
+        assert_eq!(expected.len(), found.len());
+        let agreed = expected.iter().zip(found).take_while(|(a, b)| a == b).count();
+        same += agreed;
+        let (Some(&wanted), Some(&chosen)) = (expected.get(agreed), found.get(agreed)) else { continue };
+        cpu.read(&[prompt, &expected[..agreed]].concat()).unwrap();
+        let largest = cpu.logits.iter().fold(0f32, |largest, logit| largest.max(logit.abs()));
+        let gap = cpu.logits[wanted as usize] - cpu.logits[chosen as usize];
+        assert!(gap <= 1e-2 * largest, "token {agreed} of {prompt:?}: {chosen} for {wanted}, {gap} of {largest}");
+    }
+    assert!(same >= 48, "only {same} of 96 tokens before the first near tie: {found:?} for {expected:?}");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_tokens() {
+    let Some(gpu) = emulated_gpu() else { return };
+    let options = SamplingOptions { temperature: 1.0, top_k: Some(9), seed: 4, max_tokens: 24, ..Default::default() };
+    assert_eq!(answers(&mut on_gpu(&gpu), &options), answers(&mut on_gpu(&gpu), &options));
+}
+
+#[test]
+fn a_cache_that_the_gpu_cannot_hold_is_refused_before_anything_is_copied() {
+    let Some(driver) = crate::device::cuda::emulator::emulator_with(4 << 20) else { return };
+    let (gpu, (model, params)) = (Gpu::new(driver), tiny());
+    let error = Generator::on_gpu(&gpu, model, &params, 100_000).err().expect("no memory");
+    assert!(error.message().contains("a context of 100000 tokens need"), "{error}");
+    assert!(error.hint_text().is_some_and(|hint| hint.contains("--context")), "{error}");
+    assert_eq!(gpu.live_bytes(), 0);
+}
