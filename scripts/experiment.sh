@@ -5,6 +5,7 @@
 #   scripts/experiment.sh data SOURCES     splits the data into experiment/data
 #   scripts/experiment.sh search           short runs that differ in one value, compared on validation texts
 #   scripts/experiment.sh train            configs/experiment.toml with two seeds
+#   scripts/experiment.sh search-tasks     the last stage of seed 1 in other ways, compared on validation texts and tasks
 #   scripts/experiment.sh measure          the base and every stage on the test texts and tasks: read once, at the end
 #   scripts/experiment.sh tables           what was found, as Markdown
 #
@@ -50,6 +51,31 @@ search() {
     >"experiment/$name.log" 2>&1 &
 }
 
+# last NAME [--set ...]: the last stage again, after the first two of seed 1.
+last() {
+  local name=search-tasks-$1
+  shift
+  [ "$(jobs -rp | wc -l)" -lt 2 ] || wait -n
+  echo "$name" >&2
+  if [ ! -d "$runs/$name" ]; then
+    mkdir "$runs/$name"
+    cp -r "$runs/seed-1/chain.toml" "$runs/seed-1/1-adapt" "$runs/seed-1/2-chat" "$runs/$name/"
+  fi
+  (run train "$config" --set training.threads=1 --set "name=$name" --set seed=1 --set 'evaluation=[]' "$@" \
+    >"experiment/$name.log" 2>&1 && validate "$name" --model "$runs/$name/2-chat/merged" --adapter "$runs/$name/3-tasks/adapter") &
+}
+
+# validate NAME --model MODEL [--adapter ADAPTER]: validation texts and tasks into experiment/validation/NAME.
+validate() {
+  local name=$1 data=experiment/data tasks=()
+  shift
+  for task in haspeede hodi_a acti_a emit_b langlearn; do tasks+=(--task "$task=$data/evalita/validation.tsv"); done
+  run eval "$@" --nf4 --compute bf16 --threads 1 --template extremita --window 512 --stride 512 \
+    --text "italian=$data/italian/validation.jsonl" --text "out-of-domain=$data/out-of-domain/validation.jsonl" \
+    --text "english=$data/english/validation.jsonl" "${tasks[@]}" --out "experiment/validation/$name" \
+    >"experiment/validate-$name.log" 2>&1
+}
+
 # measure NAME --model MODEL [--adapter ADAPTER]: test texts and tasks into experiment/results/NAME, as it was trained: in NF4.
 measure() {
   local name=$1 data=experiment/data tasks=()
@@ -93,6 +119,14 @@ train)
   done
   wait
   ;;
+search-tasks)
+  only='[{paths=["experiment/data/evalita/train.tsv"],held_out_files=["experiment/data/evalita/validation.tsv"],template="extremita",weight=1}]'
+  last replay
+  last replay-half-rate --set stage.tasks.optimizer.learning_rate=5e-4
+  last without-replay --set "stage.tasks.data.source=$only" --set stage.tasks.training.tokens=25000
+  validate chat --model smollm2-135m --adapter "$runs/seed-1/2-chat/adapter"
+  wait
+  ;;
 measure)
   measure base --model smollm2-135m
   for seed in 1 2; do
@@ -107,7 +141,7 @@ tables)
   python3 "$here/experiment_tables.py" experiment
   ;;
 *)
-  echo "usage: scripts/experiment.sh sources CLONES SOURCES | data SOURCES | search | train | measure | tables" >&2
+  echo "usage: scripts/experiment.sh sources CLONES SOURCES | data SOURCES | search | train | search-tasks | measure | tables" >&2
   exit 2
   ;;
 esac

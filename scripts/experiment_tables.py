@@ -2,8 +2,8 @@
 
     python3 scripts/experiment_tables.py FOLDER
 
-FOLDER holds runs/ (logs of training) and results/ (folders that `llamantino eval --out` wrote). The search is compared on
-validation texts, the stages on test texts and tasks with their 95 % intervals.
+FOLDER holds runs/ (logs of training), validation/ and results/ (folders that `llamantino eval --out` wrote). The searches
+are compared on validation texts, the stages on test texts and tasks with their 95 % intervals.
 """
 
 import json
@@ -39,7 +39,8 @@ def search(runs):
     header(["run", *TEXTS])
     before = None
     for folder in sorted(runs.glob("search-*/1-adapt")):
-        if not (folder / "adapter").exists():
+        # Searches of the last stage have the first of seed 1.
+        if not (folder / "adapter").exists() or folder.parent.name.startswith("search-tasks-"):
             continue
         log = log_of(folder)
         last = max(line["step"] for line in log)
@@ -48,6 +49,18 @@ def search(runs):
             row(["before", *(f"{before[text]:.3f}" for text in TEXTS)])
         after = measured(log, last)
         row([folder.parent.name.removeprefix("search-"), *(f"{after[text]:.3f}" for text in TEXTS)])
+
+
+def last_stage(folder):
+    """The search of the last stage: validation texts, and the rows of tasks that were held out."""
+    header(["last stage", *TEXTS, "tasks held out"])
+    for path in sorted((folder / "validation").glob("*/results.json")):
+        name = path.parent.name
+        tasks = json.loads(path.read_text(encoding="utf-8"))["tasks"]
+        texts = [f"{tasks[text]['metrics']['bits_per_byte']['value']:.3f}" for text in TEXTS]
+        stage = folder / "runs" / name / "3-tasks"
+        found = [line for line in log_of(stage) if line["event"] == "eval"] if stage.exists() else []
+        row([name.removeprefix("search-tasks-"), *texts, f"{found[-1]['bits_per_byte']:.3f}" if found else "-"])
 
 
 def cost(runs):
@@ -92,7 +105,8 @@ def stages(results):
 
 def main():
     folder = pathlib.Path(sys.argv[1])
-    for part, path in [(search, folder / "runs"), (cost, folder / "runs"), (stages, folder / "results")]:
+    parts = [(search, folder / "runs"), (last_stage, folder), (cost, folder / "runs"), (stages, folder / "results")]
+    for part, path in parts:
         part(path)
         print()
 

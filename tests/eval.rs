@@ -6,7 +6,7 @@ mod support;
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
-use support::{configuration, fail, skip, succeed, workspace};
+use support::{configuration, fail, run, skip, succeed, workspace};
 
 /// Choices in the form of XCOPA.
 fn write_choices(path: &Path, count: usize) {
@@ -100,6 +100,59 @@ fn an_evaluation_goes_on_where_it_was_and_is_compared() {
 }
 
 #[test]
+fn results_that_are_damaged_or_were_measured_otherwise_are_told_apart() {
+    let folder = workspace();
+    let root = folder.path();
+    write_choices(&root.join("x.jsonl"), 6);
+    let measure = |out: &str, more: &[&str]| {
+        let arguments = ["eval", "--model", "model", "--task", "xcopa_it=x.jsonl", "--out", out];
+        run(root, &[&arguments[..], more].concat())
+    };
+    for (out, more) in [("a", &[][..]), ("b", &["--nf4", "--no-bos"]), ("c", &["--limit", "4"])] {
+        assert!(measure(out, more).status.success(), "{out}");
+    }
+    let notes = |first: &str, second: &str| json(root, &["eval", "--compare", first, second])["notes"].to_string();
+    assert!(notes("a", "b").contains("not measured alike: nf4_on_load, bos differ"), "{}", notes("a", "b"));
+    let same = notes("a", "c");
+    assert!(same.contains("results of the same model") && same.contains("2 items that only one"), "{same}");
+    let nothing = fail(root, &["eval", "--compare", "a", "b", "--text", "data.jsonl"], 2);
+    assert!(nothing.contains("nothing is left to measure"), "{nothing}");
+
+    let refused = |part: &str| {
+        let error = fail(root, &["eval", "--compare", "a", "b"], 1);
+        assert!(error.contains(part), "{error}");
+    };
+    let units = root.join("a/xcopa_it.units.jsonl");
+    let whole = fs::read_to_string(&units).unwrap();
+    for damaged in ["", "{\"id\":\"0\",\"evidence\":[]}\n", &whole.replacen('1', "2", 1), &whole[..whole.len() - 9]] {
+        fs::write(&units, damaged).unwrap();
+        refused("units.jsonl: not what results.json was computed from");
+    }
+    fs::remove_file(&units).unwrap();
+    refused("units.jsonl: cannot read");
+    assert!(measure("a", &[]).status.success());
+    assert_eq!(fs::read_to_string(&units).unwrap(), whole, "the same command makes them good");
+    for results in ["7", "{\"model\": {}}", "{\"model\": {}, \"tasks\": {\"xcopa_it\": 3}}"] {
+        fs::write(root.join("a/results.json"), results).unwrap();
+        refused("not results of an evaluation");
+    }
+
+    let answers = root.join("c/xcopa_it.answers.jsonl");
+    let kept = fs::read_to_string(&answers).unwrap();
+    let (head, rest) = kept.split_once('\n').unwrap();
+    for other in [r#"{"choices":["-0x1p0"]}"#, r#"{"text":"sì"}"#, r#"{"choices":["-1.0"]}"#] {
+        let first: Value = serde_json::from_str(rest.lines().next().unwrap()).unwrap();
+        let line = format!("{{\"id\":{},\"answer\":{other}}}", first["id"]);
+        let lines: Vec<&str> = [head, &line].into_iter().chain(rest.lines().skip(1)).collect();
+        fs::write(&answers, lines.join("\n") + "\n").unwrap();
+        let output = measure("c", &["--limit", "4"]);
+        let error = String::from_utf8_lossy(&output.stderr);
+        let named = error.contains("is not one to it") || error.contains("not a line of stored answers");
+        assert!(output.status.code() == Some(1) && named, "{other}: {error}");
+    }
+}
+
+#[test]
 fn one_model_in_every_form() {
     let folder = workspace();
     let root = folder.path();
@@ -163,6 +216,11 @@ fn wrong_input_is_named() {
     refused(&["--text", "data.jsonl", "--window", "100000"], 2, "--window 100000");
     refused(&["--text", "data.jsonl", "--limit", "0"], 2, "--limit 0");
     refused(&["--compare", "model", "nowhere"], 2, "no results of an evaluation");
+    refused(&["--text", "nowhere.jsonl"], 1, "check the path");
+    fs::write(root.join("q.jsonl"), "{\"instruction\": \"Chi?\", \"context\": \"\", \"response\": \"Io.\"}\n").unwrap();
+    refused(&["--text", "q.jsonl"], 1, "q.jsonl:1: no raw text");
+    fs::write(root.join("long.jsonl"), XCOPA_WITH_LONG_CHOICE.replace("LONG", &"casa ".repeat(2000))).unwrap();
+    refused(&["--task", "xcopa_it=long.jsonl"], 1, "question `0`: a choice of");
     let lines = [
         (
             "{\"premise\": \"A.\", \"choice1\": \"B\", \"choice2\": \"C\", \"question\": \"why\", \"label\": 0}",
@@ -188,6 +246,9 @@ fn wrong_input_is_named() {
     let list = succeed(root, &["eval", "--list"]);
     assert!(list.contains("m_mmlu_it") && list.contains("acc_norm"), "{list}");
 }
+
+const XCOPA_WITH_LONG_CHOICE: &str =
+    r#"{"premise": "A.", "choice1": "LONG", "choice2": "C", "question": "cause", "label": 0}"#;
 
 /// The published forms of each file, with one record each.
 #[test]

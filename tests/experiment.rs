@@ -155,3 +155,54 @@ fn a_source_without_italian_is_named() {
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && error.contains("exams_it/test.jsonl: nothing to write"), "{error}");
 }
+
+/// `scripts/experiment_tables.py` on a folder with one of everything: searches of the first and of the last stage, one that
+/// was stopped, a chain, results.
+#[test]
+fn what_was_found_becomes_tables() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let texts = ["italian", "out-of-domain", "english"];
+    let eval =
+        |step: u64, set: &str, bits: f64| json!({"event": "eval", "step": step, "set": set, "bits_per_byte": bits});
+    let step = json!({"event": "step", "step": 9, "tokens": 12345, "rss_mib": 800});
+    let log = |path: &str, rows: &[Value]| {
+        let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
+        write(&root.join(path).join("log.jsonl"), lines.as_bytes());
+    };
+    let first: Vec<Value> = [(0, 2.5), (9, 2.25)]
+        .iter()
+        .flat_map(|(at, bits)| texts.map(|text| eval(*at, text, *bits)))
+        .chain([step.clone()])
+        .collect();
+    for name in ["search-rate-1e-3", "search-stopped", "search-tasks-replay", "seed-1"] {
+        log(&format!("runs/{name}/1-adapt"), if name.starts_with("search-rate") { &first } else { &first[6..] });
+        if name != "search-stopped" {
+            fs::create_dir_all(root.join(format!("runs/{name}/1-adapt/adapter"))).unwrap();
+        }
+    }
+    log("runs/search-tasks-replay/3-tasks", &[eval(0, "held-out", 2.0), eval(9, "held-out", 0.375)]);
+    let value = |value: f64| json!({"value": value, "interval_95": [value - 0.125, value + 0.125]});
+    let mut tasks = json!({"xcopa_it": {"metrics": {"acc": value(0.5)}}});
+    texts.iter().for_each(|text| tasks[*text] = json!({"metrics": {"bits_per_byte": value(1.5)}}));
+    let results = json!({"tasks": tasks}).to_string();
+    for place in ["results/base", "validation/search-tasks-replay", "validation/chat"] {
+        write(&root.join(place).join("results.json"), results.as_bytes());
+    }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/experiment_tables.py");
+    let Ok(output) = Command::new("python3").arg("-B").arg(script).arg(root).output() else {
+        return skip("the experiment's tables", "a PATH with python3");
+    };
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let tables = String::from_utf8(output.stdout).unwrap();
+    let expected = [
+        "| before | 2.500 | 2.500 | 2.500 |\n| rate-1e-3 | 2.250 | 2.250 | 2.250 |\n\n",
+        "| chat | 1.500 | 1.500 | 1.500 | - |\n| replay | 1.500 | 1.500 | 1.500 | 0.375 |\n",
+        "| seed-1 | 12,345 tokens, 800 MiB | - | - |\n",
+        "| italian, bits per byte | 1.500 (1.375 to 1.625) |\n",
+        "| xcopa_it, acc | 0.50 (0.38 to 0.62) |\n| exams_it, acc_norm | - |\n",
+    ];
+    for part in expected {
+        assert!(tables.contains(part), "{part}\nin\n{tables}");
+    }
+}

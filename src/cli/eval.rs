@@ -115,6 +115,11 @@ fn print(args: &EvalArgs, json: &Value, table: &str) {
 /// Compares two results, measuring what is not measured yet.
 fn compare(args: &EvalArgs) -> Result<()> {
     let [first, second] = &args.compare[..] else { return Err(Error::usage("--compare takes two results")) };
+    let measures = !args.text.is_empty() || !args.task.is_empty();
+    if measures && args.compare.iter().all(|name| Path::new(name).join(RESULTS).exists()) {
+        return Err(Error::usage(format!("{first} and {second} are results already: nothing is left to measure"))
+            .hint("leave --text and --task out, or name a model"));
+    }
     if !args.forms.is_empty() {
         return Err(Error::usage("--compare and --as exclude each other"));
     }

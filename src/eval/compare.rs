@@ -46,7 +46,7 @@ pub struct Comparison {
 /// # Errors
 /// No task in common; results of one name on different data; files that are missing.
 pub fn compare(first: &Results, second: &Results) -> Result<Comparison> {
-    let mut comparison = Comparison::default();
+    let mut comparison = Comparison { notes: models(first, second), ..Comparison::default() };
     let same_tokenizer = first.model.get("tokenizer") == second.model.get("tokenizer");
     for (name, task) in &first.tasks {
         let Some(other) = second.tasks.get(name) else {
@@ -96,6 +96,19 @@ fn task_of(name: &str) -> Result<Task> {
         return Ok(TEXT);
     }
     tasks::by_name(name)
+}
+
+/// What the reader should know of the two models: that they are one, or were not measured alike.
+fn models(first: &Results, second: &Results) -> Vec<String> {
+    let differs = |key: &&str| first.model.get(*key) != second.model.get(*key);
+    if first.model == second.model {
+        return vec!["both are results of the same model, measured alike".into()];
+    }
+    let different: Vec<&str> = ["nf4_on_load", "compute", "context", "bos"].into_iter().filter(differs).collect();
+    if different.is_empty() {
+        return Vec::new();
+    }
+    vec![format!("the models were not measured alike: {} differ between the two", different.join(", "))]
 }
 
 /// Refuses different tasks and data, and names other settings that differ.

@@ -134,7 +134,9 @@ impl Evaluator {
     /// A question that cannot be encoded, with its id.
     pub fn batches(&self, examples: &[Example], shots: &dyn Fn(usize) -> String) -> Result<Batches> {
         let encode = |(place, example): (usize, &Example)| {
-            let (kind, sequences) = self.encode(example, &shots(place)).map_err(|error| error.at(&example.id))?;
+            let (kind, sequences) = self
+                .encode(example, &shots(place))
+                .map_err(|error| error.at(format_args!("question `{}`", example.id)))?;
             Ok(Encoded { example: place, kind, sequences })
         };
         let mut questions: Vec<Encoded> = examples.iter().enumerate().map(encode).collect::<Result<_>>()?;

@@ -6,7 +6,8 @@
 //! NAME.units.jsonl        what the metrics are computed from; comparisons read it
 //! ```
 //!
-//! Invariant: a folder holds results of one model with one set of settings.
+//! Invariant: a folder holds results of one model with one set of settings. `results.json` has a hash of each task's units,
+//! so what is compared is what was measured.
 
 use super::run::Outcome;
 use super::store::{Identity, Store};
@@ -65,16 +66,15 @@ impl Results {
         })?;
         let wrong = |what: String| Error::file(&path, format_args!("not results of an evaluation: {what}"));
         let mut value: Value = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
-        let mut part = |name: &str| match value[name].take() {
-            Value::Object(map) => Ok(map),
+        let mut part = |name: &str| match value.get_mut(name).map(Value::take) {
+            Some(Value::Object(map)) => Ok(map),
             _ => Err(wrong(format!("no `{name}`"))),
         };
-        Ok(Results {
-            model: part("model")?,
-            tasks: part("tasks")?,
-            folder: Some(folder.to_owned()),
-            units: HashMap::new(),
-        })
+        let (model, tasks) = (part("model")?, part("tasks")?);
+        if let Some((name, _)) = tasks.iter().find(|(_, task)| !task["task"].is_string()) {
+            return Err(wrong(format!("`{name}` does not say which task it is")));
+        }
+        Ok(Results { model, tasks, folder: Some(folder.to_owned()), units: HashMap::new() })
     }
 
     /// Where they are kept.
@@ -101,14 +101,15 @@ impl Results {
         for (key, part) in identity.iter().chain(outcome.to_json().as_object().into_iter().flatten()) {
             value[key.as_str()] = part.clone();
         }
-        self.tasks.insert(name.to_owned(), value);
-        self.units.insert(name.to_owned(), outcome.units.clone());
-        let Some(folder) = &self.folder else { return Ok(()) };
         let mut lines = Vec::new();
         for unit in &outcome.units {
             serde_json::to_writer(&mut lines, unit).map_err(|error| Error::failed(error.to_string()))?;
             lines.push(b'\n');
         }
+        value[UNITS_HASH] = blake3::hash(&lines).to_hex().as_str().into();
+        self.tasks.insert(name.to_owned(), value);
+        self.units.insert(name.to_owned(), outcome.units.clone());
+        let Some(folder) = &self.folder else { return Ok(()) };
         write_whole(&folder.join(format!("{name}.units.jsonl")), &lines)?;
         write_whole(&folder.join(RESULTS), format!("{:#}\n", self.to_json()).as_bytes())
     }
@@ -116,13 +117,18 @@ impl Results {
     /// The units of a task.
     ///
     /// # Errors
-    /// A file that is missing or holds something else.
+    /// A file that is missing or is not the one that was written with the results.
     pub fn units(&self, name: &str) -> Result<Vec<Unit>> {
         if let Some(units) = self.units.get(name) {
             return Ok(units.clone());
         }
         let path = self.folder.as_deref().unwrap_or(Path::new(".")).join(format!("{name}.units.jsonl"));
-        let text = std::fs::read_to_string(&path).map_err(|error| Error::io(&path, "read", error))?;
+        let again = "give the command that wrote it once more: its answers are kept";
+        let text = std::fs::read_to_string(&path).map_err(|error| Error::io(&path, "read", error).hint(again))?;
+        if self.tasks[name][UNITS_HASH] != blake3::hash(text.as_bytes()).to_hex().as_str() {
+            let message = format_args!("not what {RESULTS} was computed from (hash)");
+            return Err(Error::file(&path, message).hint(again));
+        }
         let unit = |(index, line): (usize, &str)| {
             let place = format_args!("{}:{}", path.display(), index + 1).to_string();
             serde_json::from_str(line).map_err(|error| Error::failed(format!("{place}: not a unit: {error}")))
@@ -138,6 +144,8 @@ impl Results {
 
 /// Name of the file of all results.
 pub const RESULTS: &str = "results.json";
+/// Key of a task's hash (BLAKE3) of its file of units.
+const UNITS_HASH: &str = "units_blake3";
 
 /// Writes a file whole or not at all.
 fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {

@@ -109,6 +109,10 @@ impl Job {
         let answer = |example: &Example| store.get(&example.id).cloned();
         let answers: Vec<Answer> = self.examples.iter().filter_map(answer).collect();
         let answered: Vec<(&Example, &Answer)> = self.examples.iter().zip(&answers).collect();
+        if let Some((example, _)) = answered.iter().find(|(example, answer)| !answer.fits(&example.question)) {
+            return Err(Error::failed(format!("{}: the answer kept to `{}` is not one to it", self.name, example.id))
+                .hint("the file of answers is damaged: name another --out folder, or remove the file to begin anew"));
+        }
         let units = (self.task.judge)(&answered);
         let measured = measure(self.task.metrics, &units);
         Ok(Some(Outcome { measured, units, questions: self.examples.len(), cut }))

@@ -113,6 +113,19 @@ pub enum Answer {
     Nats(#[serde(with = "exact")] f64),
 }
 
+impl Answer {
+    /// Whether it is an answer to `question`: of its kind, and as many numbers as it has choices.
+    pub fn fits(&self, question: &Question) -> bool {
+        match (question, self) {
+            (Question::Choices { choices, .. }, Answer::Choices(scores)) => choices.len() == scores.len(),
+            (Question::Continuation { .. }, Answer::Continuation { .. })
+            | (Question::Open { .. }, Answer::Text(_))
+            | (Question::Window(_), Answer::Nats(_)) => true,
+            _ => false,
+        }
+    }
+}
+
 /// What became of one independent item: the numbers that its task's metrics read.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Unit {

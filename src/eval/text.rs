@@ -77,7 +77,7 @@ pub fn windows(source: &Source, tokenizer: &Tokenizer, cut: Cut) -> Result<Text>
         texts.clear();
         while texts.len() < CHUNK.min(limit - document) {
             match reader.next().transpose()? {
-                Some(found) => texts.push(raw_text(found)?),
+                Some(found) => texts.push(raw_text(found, &files)?),
                 None => break,
             }
         }
@@ -97,10 +97,10 @@ pub fn windows(source: &Source, tokenizer: &Tokenizer, cut: Cut) -> Result<Text>
     Ok(Text { examples, files, bad_lines: reader.bad_lines().clone() })
 }
 
-fn raw_text(document: Document) -> Result<String> {
+fn raw_text(document: Document, files: &[PathBuf]) -> Result<String> {
     match document.record {
         Record::Text(text) => Ok(text),
-        _ => Err(Error::failed(format!("record {} is no raw text", document.line))
+        _ => Err(Error::failed(format!("{}:{}: no raw text", files[document.file].display(), document.line))
             .hint("bits per byte are measured on text: .txt files, or JSON lines with a field `text`")),
     }
 }

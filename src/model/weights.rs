@@ -262,7 +262,8 @@ struct Entry {
 fn check_header(path: &Path) -> Result<()> {
     use std::io::Read;
     let io = |e| Error::io(path, "read", e);
-    let damaged = |what: String| Error::file(path, what).hint("the file is damaged or cut: fetch it again");
+    let damaged =
+        |what: String| Error::file(path, what).hint("it is no safetensors file, or damaged or cut: fetch it again");
     let mut file = std::fs::File::open(path).map_err(|e| Error::io(path, "open", e))?;
     let size = file.metadata().map_err(io)?.len();
     if size < 8 {

@@ -100,7 +100,10 @@ impl RunData {
 pub fn read(folder: &Path) -> Result<RunData> {
     let log = folder.join(LOG_FILE);
     let text = std::fs::read_to_string(&log).map_err(|error| {
-        Error::io(&log, "read", error).hint("expected the folder of a run, such as runs/NAME: it holds log.jsonl")
+        Error::io(&log, "read", error).hint(match run_inside(folder) {
+            Some(run) => format!("it holds several runs, as a chain does: name one of them, such as {}", run.display()),
+            None => "expected the folder of a run, such as runs/NAME: it holds log.jsonl".into(),
+        })
     })?;
     let name = std::path::absolute(folder).ok().and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
     let mut run = RunData { name: name.unwrap_or_default(), ..RunData::default() };
@@ -111,6 +114,12 @@ pub fn read(folder: &Path) -> Result<RunData> {
     run.results = results_of(folder)?;
     run.environment = environment(folder);
     Ok(run)
+}
+
+/// The first run in a folder that is none itself.
+fn run_inside(folder: &Path) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    entries.filter(|path| path.join(LOG_FILE).is_file()).min()
 }
 
 impl RunData {

@@ -101,6 +101,10 @@ fn a_run_that_has_only_begun_has_a_page_and_no_run_has_none() {
     assert!(!run.finished && html(&run).contains("not finished, 0 steps"));
     let error = read(&place.path().join("none")).unwrap_err();
     assert!(error.message().contains("log.jsonl: cannot read") && error.hint_text().unwrap().contains("runs/NAME"));
+    write(place.path(), "chain/2-chat/log.jsonl", "");
+    write(place.path(), "chain/1-adapt/log.jsonl", "");
+    let error = read(&place.path().join("chain")).unwrap_err();
+    assert!(error.hint_text().unwrap().ends_with("1-adapt"), "{error:?}");
     write(place.path(), "samples.jsonl", "{\"step\": 0}\n");
     assert!(read(place.path()).unwrap_err().message().contains("samples.jsonl:1: not a sample"));
 }

@@ -38,7 +38,8 @@ impl BadLines {
         let last = format!("{}:{line}: {reason}", path.display());
         if self.limit == 0 {
             return Err(Error::failed(last).hint(
-                "repair the line, or set data.max_bad_lines to skip up to that many (they are counted and shown)",
+                "repair the line, or set data.max_bad_lines (eval: --max-bad-lines) to skip up to that many (they are \
+                 counted and shown)",
             ));
         }
         let mut shown = self.first.clone();
@@ -51,7 +52,7 @@ impl BadLines {
             self.limit,
             shown.join("\n  ")
         ))
-        .hint("repair the data, or raise data.max_bad_lines"))
+        .hint("repair the data, or raise data.max_bad_lines (eval: --max-bad-lines)"))
     }
 
     /// Counts some of which nothing more is known; an error once there are more than the limit.
@@ -66,6 +67,6 @@ impl BadLines {
             path.display(),
             self.first.join("\n  ")
         ))
-        .hint("repair the data, or raise data.max_bad_lines"))
+        .hint("repair the data, or raise data.max_bad_lines (eval: --max-bad-lines)"))
     }
 }

@@ -146,7 +146,7 @@ pub fn find_files(patterns: &[String], is_data: &dyn Fn(&Path) -> bool) -> Resul
             return Err(Error::file(path, "neither a file nor a folder"));
         } else {
             return Err(Error::file(path, "no such file or folder")
-                .hint("check data.paths; relative paths start at the current folder"));
+                .hint("check the path; a relative one starts at the current folder"));
         }
         if found.is_empty() {
             return Err(Error::failed(format!("{pattern}: no data file there"))

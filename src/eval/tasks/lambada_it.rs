@@ -37,3 +37,31 @@ fn judge(answered: &[(&Example, &Answer)]) -> Vec<Unit> {
     };
     answered.iter().filter_map(unit).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_by_hand() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lambada.jsonl");
+        std::fs::write(&path, "{\"text\": \"Il cane corre nel prato\"}\n{\"text\": \"La  sera\"}\n").unwrap();
+        let examples = (TASK.load)(&path).unwrap();
+        let asked = |context: &str, continuation: &str| Question::Continuation {
+            context: context.into(),
+            continuation: continuation.into(),
+        };
+        assert_eq!(examples[0].question, asked("Il cane corre nel", "prato"));
+        assert_eq!(examples[1].question, asked("La ", "sera"), "nothing is cleaned");
+        let answers = [(-1.0, true), (-3.0, false)]
+            .map(|(log_likelihood, greedy)| Answer::Continuation { log_likelihood, greedy });
+        let answered: Vec<(&Example, &Answer)> = examples.iter().zip(&answers).collect();
+        let units = judge(&answered);
+        let rows: Vec<&[f64]> = units.iter().map(|unit| unit.evidence.as_slice()).collect();
+        assert!(((TASK.metrics[0].of)(&rows) - 2f64.exp()).abs() < 1e-12, "a mean of −2 a word");
+        assert_eq!((TASK.metrics[1].of)(&rows), 0.5);
+        std::fs::write(&path, "{\"text\": \"Prato\"}\n").unwrap();
+        assert!((TASK.load)(&path).unwrap_err().to_string().contains("at least two words"));
+    }
+}
