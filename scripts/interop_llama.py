@@ -46,7 +46,9 @@ def random(a):
 def opened(path, **more):
     from llama_cpp import Llama
     # The cache in f32 (type 0): its default is f16, which alone costs more than what is measured here.
-    return Llama(path, n_ctx=512, n_batch=512, logits_all=True, verbose=False, n_threads=2, type_k=0, type_v=0, **more)
+    # One thread: several wait for each other by spinning, which takes forever on a busy machine.
+    return Llama(path, n_ctx=512, n_batch=512, logits_all=True, verbose=False, n_threads=1, n_threads_batch=1, type_k=0,
+                 type_v=0, **more)
 
 
 def logits_of(llama, ids):

@@ -200,7 +200,13 @@ mod tests {
         assert_eq!((acc.metric.name, acc.first, acc.second, acc.units), ("acc", 0.5, 0.75, 4));
         assert_eq!(acc.mcnemar, Some((1, 2, 1.0)));
         assert_eq!(acc.difference.unwrap().value, 0.25);
-        assert!(found.notes[0].contains("1 items"), "{:?}", found.notes);
+        let expected = ["both are results of the same model, measured alike", "t: 1 items that only one"];
+        assert!(
+            found.notes.iter().zip(expected).all(|(note, expected)| note.starts_with(expected)),
+            "{:?}",
+            found.notes
+        );
+        assert_eq!(found.notes.len(), 2);
         let other = results(folder.path().join("c"), "x", task, "other", shares(&[(0, 1.0)]));
         assert!(compare(&a, &other).unwrap_err().to_string().contains("data differs"));
     }
