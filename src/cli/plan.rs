@@ -1,13 +1,14 @@
 //! `llamantino plan`: what a run will take in memory and time, before anything is loaded.
 
+use super::model_args::DeviceArgs;
 use super::{hub, output};
 use crate::config;
 use crate::device;
 use crate::error::Result;
-use crate::model::{Keep, Method};
+use crate::model::Method;
 use crate::train::config::RunConfig;
 use crate::train::memory::amount::{self, Amount};
-use crate::train::memory::{self, gpu, shown, time, Parts, Plan, Situation};
+use crate::train::memory::{self, gpu, shown, time, Budget, Plan, Situation};
 use crate::train::recompute::Recompute;
 use crate::train::stages::{Recipe, Stage};
 use clap::Args;
@@ -18,7 +19,10 @@ use std::path::PathBuf;
 /// Arguments of `plan`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  llamantino plan my.toml\n  \
-    llamantino plan my.toml --set training.micro_batch=8 --no-data --json")]
+    llamantino plan my.toml --set training.micro_batch=8 --no-data --json\n  \
+    llamantino plan my.toml --gpu-memory 24\n\n\
+    Both columns are always shown: the CPU and a GPU. What is checked (and what batches are sought for) is the device\n\
+    that --device or --gpu-memory names.")]
 pub struct PlanArgs {
     /// The run's configuration (TOML). Of the model only its configuration and tokenizer are read.
     pub config: PathBuf,
@@ -28,6 +32,12 @@ pub struct PlanArgs {
     /// Of a chain of stages, plan those up to this one.
     #[arg(long, value_name = "NAME")]
     pub stage: Option<String>,
+    /// Where the run is to compute.
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Plan for a GPU with so much free memory, in GiB, without asking for one.
+    #[arg(long, value_name = "GIB", conflicts_with = "device", value_parser = gibibytes)]
+    pub gpu_memory: Option<f64>,
     /// Leave the text alone: no count of steps and tokens from it.
     #[arg(long)]
     pub no_data: bool,
@@ -39,11 +49,41 @@ pub struct PlanArgs {
     pub json: bool,
 }
 
+/// GiB of a card.
+fn gibibytes(text: &str) -> std::result::Result<f64, String> {
+    let gib = text.parse().ok().filter(|gib| (0.1..=1e5).contains(gib));
+    gib.ok_or_else(|| format!("expected GiB from 0.1 to 100000, found \"{text}\""))
+}
+
+/// Free bytes of the GPU that is planned for; `None`: the run computes on the CPU.
+fn free_on_gpu(args: &PlanArgs) -> Result<Option<u64>> {
+    if let Some(gib) = args.gpu_memory {
+        return Ok(Some((gib * f64::from(1 << 30)) as u64));
+    }
+    let opened = args.device.device.open().map_err(|error| {
+        let hint = error.hint_text().map_or(String::new(), |hint| format!("{hint}; "));
+        error.hint(format!("{hint}`plan --gpu-memory 24` plans for a card that is not here"))
+    })?;
+    opened.note.iter().for_each(|note| output::note(note));
+    opened.gpu.map(|driver| Ok(driver.memory()?.free as u64)).transpose()
+}
+
+/// What is planned beside the configuration.
+struct Planner<'a> {
+    args: &'a PlanArgs,
+    free_on_gpu: Option<u64>,
+    /// Operations a second of this machine, measured once.
+    rate: Option<f64>,
+}
+
 /// Everything that is shown.
 struct Outlook {
     situation: Situation,
     plan: Plan,
-    gpu: Parts,
+    on_gpu: Situation,
+    gpu_plan: Plan,
+    /// Whether a GPU is to compute it.
+    uses_gpu: bool,
     /// `(length, most windows without recompute, most with)`.
     largest: Vec<(usize, usize, usize)>,
     amount: Option<Amount>,
@@ -57,19 +97,19 @@ pub fn run(args: PlanArgs) -> Result<()> {
     let wanted = recipe.stages_up_to(args.stage.as_deref())?;
     recipe.run.model = hub::resolve_local(&recipe.run.model)?.to_string_lossy().into_owned();
     device::set_threads(Some(recipe.run.training.threads).filter(|threads| *threads > 0))?;
+    let mut planner = Planner { args: &args, free_on_gpu: free_on_gpu(&args)?, rate: None };
     if recipe.stage.is_empty() {
-        let outlook = Outlook::of(&recipe.run, &args, &mut None)?;
+        let outlook = Outlook::of(&recipe.run, &mut planner)?;
         match args.json {
             true => output::data(&format!("{}\n", outlook.json())),
             false => output::data(&outlook.table(&recipe.run)),
         }
-        return memory::check(&recipe.run, &outlook.situation, &outlook.plan);
+        return outlook.check(&recipe.run);
     }
     let stages = recipe.stages()?;
-    let mut rate = None;
     let mut outlooks = Vec::with_capacity(wanted.len());
     for stage in wanted.iter().map(|&index| &stages[index]) {
-        let outlook = Outlook::of(&stage.planned, &args, &mut rate);
+        let outlook = Outlook::of(&stage.planned, &mut planner);
         outlooks.push((stage, outlook.map_err(|error| error.at(format_args!("stage {}", stage.name)))?));
     }
     match args.json {
@@ -83,8 +123,7 @@ pub fn run(args: PlanArgs) -> Result<()> {
         }),
     }
     outlooks.iter().try_for_each(|(stage, outlook)| {
-        memory::check(&stage.planned, &outlook.situation, &outlook.plan)
-            .map_err(|error| error.at(format_args!("stage {}", stage.name)))
+        outlook.check(&stage.planned).map_err(|error| error.at(format_args!("stage {}", stage.name)))
     })
 }
 
@@ -102,10 +141,12 @@ fn largest(situation: &Situation) -> Vec<(usize, usize, usize)> {
 }
 
 impl Outlook {
-    /// Plans a run. `rate`, the operations a second of this machine, is measured once.
-    fn of(config: &RunConfig, args: &PlanArgs, rate: &mut Option<f64>) -> Result<Outlook> {
+    /// Plans a run.
+    fn of(config: &RunConfig, planner: &mut Planner<'_>) -> Result<Outlook> {
+        let Planner { args, free_on_gpu, rate } = planner;
         let situation = Situation::of(config)?;
-        let plan = situation.plan();
+        let on_gpu = situation.clone().on_gpu(*free_on_gpu);
+        let (plan, gpu_plan) = (situation.plan(), on_gpu.plan());
         let amount = match args.no_data {
             true => None,
             false => amount::of_text(config, situation.model.vocab_size).map(Some).unwrap_or_else(|error| {
@@ -113,19 +154,30 @@ impl Outlook {
                 None
             }),
         };
-        let speed = (!args.no_time).then(|| {
+        let uses_gpu = free_on_gpu.is_some();
+        // What is measured is the CPU.
+        let speed = (!args.no_time && !uses_gpu).then(|| {
             let rate = *rate.get_or_insert_with(|| time::measured_rate(&situation.job));
             (rate, time::seconds_per_token(&situation.job, &plan.keep, rate))
         });
-        let keep = if situation.job.recompute == Recompute::On { Keep::Input } else { Keep::Light };
         Ok(Outlook {
-            gpu: gpu::parts(&situation.job, keep),
-            largest: largest(&situation),
+            largest: largest(if uses_gpu { &on_gpu } else { &situation }),
             amount: amount.or_else(|| amount::of_steps(config)),
             speed,
-            plan,
             situation,
+            plan,
+            on_gpu,
+            gpu_plan,
+            uses_gpu,
         })
+    }
+
+    /// Refuses a run that does not fit where it is to compute.
+    fn check(&self, config: &RunConfig) -> Result<()> {
+        match self.uses_gpu {
+            false => memory::check(config, &self.situation, &self.plan),
+            true => memory::check(config, &self.on_gpu, &self.gpu_plan),
+        }
     }
 
     fn table(&self, config: &RunConfig) -> String {
@@ -146,19 +198,28 @@ impl Outlook {
             "micro-batch {} x {} rows, {} to a step, {:?} operands, {} threads\n",
             job.batch.windows, job.batch.length, config.training.accumulation, job.batch.compute, job.batch.threads
         );
-        let _ = writeln!(text, "{:<28} {:>10} {:>16}", "", "CPU", "GPU (estimate)");
-        for ((name, bytes), (_, gpu)) in self.plan.parts.list().iter().zip(self.gpu.list()) {
-            let _ = writeln!(text, "{name:<28} {:>10} {:>16}", shown(*bytes), shown(gpu));
+        let mut row = |name: &str, cpu: &str, gpu: &str| {
+            let _ = writeln!(text, "{}", format!("{name:<28} {cpu:>10} {gpu:>10}").trim_end());
+        };
+        row("", "CPU", "GPU");
+        for ((name, bytes), (_, gpu)) in self.plan.parts.list().iter().zip(self.gpu_plan.parts.list()) {
+            row(name, &shown(*bytes), &shown(gpu));
         }
-        let total = self.plan.parts.total();
-        let _ = writeln!(text, "{:<28} {:>10} {:>16}", "while training", shown(total), shown(self.gpu.total()));
-        let _ = writeln!(text, "{:<28} {:>10}", "while loading", shown(self.plan.loading));
-        let _ = writeln!(text, "{:<28} {:>10}", "while writing the result", shown(self.plan.saving));
-        let limit = budget.bytes.map_or("unknown".into(), shown);
+        let gpu_peak = self.gpu_plan.peak();
+        row("while training", &shown(self.plan.parts.total()), &shown(gpu_peak));
+        row("while loading", &shown(self.plan.loading), "");
+        row("while writing the result", &shown(self.plan.saving), "");
+        row("peak", &shown(self.plan.peak()), &shown(gpu_peak));
+        let known = |budget: &Budget| budget.bytes.map_or("unknown".into(), shown);
         let name = if budget.configured { "limit" } else { "available" };
-        let _ = writeln!(text, "{:<28} {:>10}\n{name:<28} {limit:>10}", "peak", shown(self.plan.peak()));
-        let _ = writeln!(text, "{:<28} {:>4} of {}\n", "blocks computed again", self.plan.recomputed(), model.layers);
-        let _ = writeln!(text, "{:<28} {:>10} {:>16}", "largest micro-batch (CPU)", "all kept", "all again");
+        row(name, &known(budget), &known(&self.on_gpu.budget));
+        let again = |plan: &Plan| format!("{} of {}", plan.recomputed(), model.layers);
+        row("blocks computed again", &again(&self.plan), &again(&self.gpu_plan));
+        let host = shown(gpu::host_bytes(&self.situation));
+        let _ =
+            writeln!(text, "A run on a GPU takes {host} of the machine's memory as well. No GPU was compared yet.\n");
+        let device = if self.uses_gpu { "largest micro-batch (GPU)" } else { "largest micro-batch (CPU)" };
+        let _ = writeln!(text, "{device:<28} {:>10} {:>16}", "all kept", "all again");
         for (length, kept, again) in &self.largest {
             let _ = writeln!(text, "  length {length:<19} {:>10} {:>16}", most(*kept), most(*again));
         }
@@ -201,7 +262,12 @@ impl Outlook {
                 "saving": self.plan.saving, "peak": self.plan.peak(), "keep": self.plan.keep,
                 "recomputed_blocks": self.plan.recomputed(), "fits": budget.holds(self.plan.peak()),
             },
-            "gpu_estimate": {"parts": self.gpu, "peak": self.gpu.total()},
+            "gpu_estimate": {
+                "parts": self.gpu_plan.parts, "peak": self.gpu_plan.peak(), "keep": self.gpu_plan.keep,
+                "recomputed_blocks": self.gpu_plan.recomputed(), "budget": self.on_gpu.budget,
+                "fits": self.on_gpu.budget.holds(self.gpu_plan.peak()), "host": gpu::host_bytes(&self.situation),
+            },
+            "device": if self.uses_gpu { "cuda" } else { "cpu" },
             "budget": budget, "threads": job.batch.threads, "largest_micro_batch": largest, "amount": self.amount,
             "flops_per_s": self.speed.map(|(rate, _)| rate), "tokens_per_s": self.speed.map(|(_, s)| 1.0 / s),
             "seconds": self.speed.zip(self.amount).map(|((_, seconds), amount)| seconds * amount.rows as f64),

@@ -118,6 +118,11 @@ impl Gpu {
         self.lock().space.peak()
     }
 
+    /// Bytes asked of the driver.
+    pub fn allocated_bytes(&self) -> usize {
+        self.lock().space.region_sizes().sum()
+    }
+
     /// Runs a kernel with one thread (or one of its pieces) for each of `count` elements.
     pub fn each(&self, kernel: &'static str, count: usize, arguments: &[Argument]) -> Result<()> {
         let blocks = count.div_ceil(THREADS as usize).clamp(1, MOST_BLOCKS as usize) as u32;

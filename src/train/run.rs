@@ -104,7 +104,7 @@ pub fn run(config: &RunConfig, options: &RunOptions<'_>, observer: &mut dyn Obse
         let late = limit > 0.0 && start.elapsed() >= Duration::from_secs_f64(limit * 3600.0);
         (options.stop)(step).or_else(|| late.then(|| format!("the limit of {limit} hours")))
     };
-    let keep = memory::admit(config, observer)?;
+    let keep = memory::admit(config, None, observer)?;
     let (folder, restored) = RunFolder::open(config, options.beginning, options.allow_config_change, observer)?;
     if let Some(state) = restored.as_ref().map(|restored| &restored.state).filter(|state| is_finished(config, state)) {
         observer.note(&format!("this run is finished: all {} steps are done", state.total_steps));

@@ -81,12 +81,20 @@ pub(super) fn items(files: &Nvidia, answer: &Answer) -> Vec<Item> {
             });
         }
     }
-    let why = match answer {
-        Answer::NotBuilt => "this program was built without CUDA",
-        Answer::Refused(_) | Answer::Works { .. } => "no command uses one yet",
-    };
-    items.push(Item::new("GPU in use", State::Note, format!("no: {why}; the CPU does all work")));
+    items.push(Item::new("GPU in use", State::Note, in_use(answer)));
     items
+}
+
+/// What `--device auto` comes to: it takes the first GPU or none.
+fn in_use(answer: &Answer) -> &'static str {
+    match answer {
+        Answer::NotBuilt => "no: this program was built without CUDA; the CPU does all work",
+        Answer::Refused(_) => "no: the driver does not answer; the CPU does all work",
+        Answer::Works { cards, cublas: true, .. } if cards.first().is_some_and(|card| card.1 >= OLDEST) => {
+            "yes, the first one, by commands that take --device"
+        }
+        Answer::Works { .. } => "no: the first GPU or its libraries do not do; the CPU does all work",
+    }
 }
 
 fn module(files: &Nvidia) -> Item {
@@ -145,7 +153,10 @@ mod tests {
         assert!(all.contains("NVIDIA H100, compute capability 9.0, 80.00 GiB"), "{all}");
         assert!(all.contains("-- GPU                Tesla T4") && all.contains("need 8.0"), "{all}");
         assert!(all.contains("cannot be opened (libcublas.so.13 or .12)"), "{all}");
-        assert!(all.contains("no: no command uses one yet"), "{all}");
+        assert!(all.contains("no: the first GPU or its libraries"), "{all}");
+        let cards = vec![("NVIDIA H100".to_string(), (9, 0), 80 << 30)];
+        let all = text(&Nvidia::default(), &Answer::Works { version: 13010, cards, cublas: true });
+        assert!(all.contains("yes, the first one, by commands"), "{all}");
     }
 
     #[test]

@@ -35,6 +35,11 @@ use half::bf16;
 /// Bytes of a chunk of logits.
 const CHUNK_BYTES: usize = 128 << 20;
 
+/// Rows whose logits are computed together.
+pub fn head_chunk_rows(vocabulary: usize) -> usize {
+    (CHUNK_BYTES / size_of::<f32>() / vocabulary / 16 * 16).max(16)
+}
+
 /// A model in GPU memory.
 pub struct GpuLlama {
     gpu: Gpu,
@@ -244,7 +249,7 @@ impl GpuLlama {
         let (vocabulary, hidden) = (head.rows(), head.cols());
         let active: Vec<u32> = (0..targets.len() as u32).filter(|&row| targets[row as usize] != IGNORE).collect();
         let losses = gpu.buffer::<f32>(active.len().max(1), 1)?;
-        let chunk_rows = (CHUNK_BYTES / size_of::<f32>() / vocabulary / 16 * 16).max(16);
+        let chunk_rows = head_chunk_rows(vocabulary);
         for (index, chunk) in active.chunks(chunk_rows).enumerate() {
             let rows = chunk.len();
             let ids = gpu.upload(chunk, rows, 1)?;

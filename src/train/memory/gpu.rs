@@ -1,52 +1,87 @@
-//! The same run on a GPU, estimated: bf16 activations, one linear dequantised at a time, f32 adapters and state.
+//! The plan of a run on a GPU: what lies in its memory, from a replay of the step ([`super::gpu_replay`]), and what the
+//! machine holds beside it.
 //!
-//! Nothing here was compared with a measurement; it says which size of card to look for.
+//! Optimizer state and the f32 masters stay in the machine's memory, so a GPU has nothing of them. What the CUDA driver and
+//! its libraries take of the card for themselves is an estimate; no card has been compared with it yet.
 
+use super::gpu_replay::{self, GpuBytes};
 use super::job::Job;
-use super::Parts;
-use crate::model::{Keep, Method};
+use super::{refusal, shown, Budget, Parts, Plan, Situation};
+use crate::error::{Error, Result};
+use crate::model::Keep;
+use crate::ops::gpu::Gpu;
+use crate::train::config::RunConfig;
 
-/// Context, kernels and libraries of a CUDA process.
-const CONTEXT: u64 = 600 << 20;
-/// Bytes of an activation.
-const VALUE: usize = 2;
+/// What a CUDA process takes of a card beside its buffers: context, kernels, cuBLAS and its workspace.
+pub const CONTEXT: u64 = 600 << 20;
 
-/// Parts of `job` on a GPU where all blocks keep the same.
-pub fn parts(job: &Job, keep: Keep) -> Parts {
-    let (rows, hidden) = (job.batch.rows(), job.model.hidden);
-    let trained = job.trained_tensors();
-    let trained_bytes = 4 * trained.iter().sum::<usize>() as u64;
-    let full = job.method == Method::Full;
-    let base = match job.quantization {
-        _ if full => 0,
-        Some(config) => job.linears().map(|linear| config.bytes(linear.rows * linear.cols)).sum(),
-        None => job.linear_values() * VALUE,
-    };
-    let block = |linears: &[super::replay::LinearSizes; 7]| {
-        let [q, k, v, _, gate, up, _] = linears;
-        let outputs = 2 * q.rows + k.rows + v.rows + gate.rows + up.rows + hidden;
-        let ranks: usize = linears.iter().filter_map(|linear| linear.rank).sum();
-        rows * (VALUE * (outputs + ranks) + 4 * (job.model.attention.heads + 2))
-    };
-    let inputs = job.model.blocks.len() * rows * hidden * VALUE;
-    let light: usize = match keep {
-        Keep::Light => job.model.blocks.iter().map(block).sum(),
-        Keep::Input => job.model.blocks.iter().map(block).max().unwrap_or(0),
-    };
-    // One linear in bf16, and a block's gradients.
-    let scratch = job.linears().map(|linear| linear.rows * linear.cols * VALUE).max().unwrap_or(0);
-    let gradients = job.model.blocks.iter().map(block).max().unwrap_or(0);
-    let chunk = crate::ops::cross_entropy::chunk_rows(job.model.vocab, rows).min(rows);
+/// The memory of `job` on a GPU with these keep policies.
+pub fn with_keep(job: &Job, keep: Vec<Keep>) -> Plan {
+    let bytes = gpu_replay::step(job, &keep);
+    Plan { parts: parts(bytes), loading: 0, saving: 0, keep }
+}
+
+fn parts(bytes: GpuBytes) -> Parts {
+    let GpuBytes { base, embeddings, trained, gradients, scratch, saved, logits, peak: _, allocated } = bytes;
+    let known = base + embeddings + trained + gradients + scratch + saved + logits;
     Parts {
         program: CONTEXT,
         base: base as u64,
-        embeddings: if job.trains_embeddings { 0 } else { (job.embedding_values() * VALUE) as u64 },
-        trained: trained_bytes,
-        gradients: trained_bytes,
-        optimizer: trained.iter().map(|&values| job.optimizer.state_bytes(values) as u64).sum(),
-        saved: (inputs + light) as u64,
-        work: (gradients + 4 * rows * hidden) as u64,
-        logits: (chunk * job.model.vocab * 4) as u64,
+        embeddings: embeddings as u64,
+        trained: trained as u64,
+        gradients: gradients as u64,
+        optimizer: 0,
+        saved: saved as u64,
+        work: allocated.saturating_sub(known) as u64,
+        logits: logits as u64,
         packing: scratch as u64,
+    }
+}
+
+/// What the machine itself holds of a run on a GPU: weights on their way, masters, gradients, optimizer state.
+pub fn host_bytes(situation: &Situation) -> u64 {
+    let parts = super::parts(&situation.job, Default::default());
+    situation.program + parts.base + parts.embeddings + parts.trained + parts.gradients + parts.optimizer
+}
+
+impl Situation {
+    /// The same run on a GPU of which `free` bytes are to be had; `None`: a GPU that is large enough.
+    pub fn on_gpu(mut self, free: Option<u64>) -> Situation {
+        self.job.on_gpu = true;
+        let configured = self.budget.configured;
+        let limit = self.budget.bytes.filter(|_| configured);
+        let bytes = match (free.map(|free| free - free / 50 + CONTEXT), limit) {
+            (Some(free), Some(limit)) => Some(free.min(limit)),
+            (free, limit) => free.or(limit),
+        };
+        self.budget = Budget { bytes, configured };
+        self
+    }
+}
+
+/// [`super::admit`] for a run on `gpu`: the plan, and what it may take.
+///
+/// # Errors
+/// The run does not fit into the GPU's memory, with what makes it fit; or not into the machine's.
+pub fn admit(config: &RunConfig, situation: Situation, gpu: &Gpu) -> Result<(Plan, Option<u64>)> {
+    let host = host_bytes(&situation);
+    if let Some(limit) = situation.budget.bytes.filter(|limit| host > *limit) {
+        let text = format!(
+            "the run does not fit: beside the GPU it needs {} of the machine's memory, {} are to be had",
+            shown(host),
+            shown(limit)
+        );
+        return Err(Error::failed(text).hint("method = \"qlora\" keeps the base in 4 bits; `quantize` it once before"));
+    }
+    let memory = gpu.driver().memory()?;
+    let situation = situation.on_gpu(Some(memory.free as u64));
+    let plan = situation.plan();
+    match situation.budget.bytes.filter(|limit| plan.peak() > *limit) {
+        None => Ok((plan, situation.budget.bytes)),
+        Some(limit) => Err(refusal(config, &situation, &plan, limit).at(format_args!(
+            "{} ({} in all)",
+            gpu.driver().name(),
+            shown(memory.total as u64)
+        ))),
     }
 }

@@ -53,6 +53,8 @@ pub struct Job {
     pub vector_values: usize,
     /// Values of the rotation table.
     pub rope_values: usize,
+    /// Whether a GPU computes it: the plan is of the GPU's memory then.
+    pub on_gpu: bool,
 }
 
 impl Job {
@@ -94,6 +96,7 @@ impl Job {
             trains_embeddings: adapters.embeddings || config.method == Method::Full,
             vector_values: model.hidden_size + model.layers * (2 * model.hidden_size + biases),
             rope_values: length * model.head_dim,
+            on_gpu: false,
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! [`job`] is what memory depends on, [`replay`] walks a step with sizes instead of values, this module adds up, chooses
 //! what is computed again, and finds the largest batch; [`remedies`] says what to change where a run does not fit,
-//! [`amount`] and [`time`] how much it will do and how long that takes, [`gpu`] estimates the same run on a GPU.
+//! [`amount`] and [`time`] how much it will do and how long that takes, [`gpu`] plans the same run on a GPU.
 //!
 //! Invariant: what is predicted is the resident memory of the process at its peak, on the CPU, within a few percent
 //! (`tests/bench/memory.rs` compares it with runs). Parts: exact sizes of weights, adapters, gradients, optimizer state
@@ -10,6 +10,9 @@
 
 pub mod amount;
 pub mod gpu;
+mod gpu_replay;
+#[cfg(test)]
+mod gpu_tests;
 pub mod job;
 pub mod remedies;
 pub mod replay;
@@ -25,6 +28,7 @@ use crate::error::{Error, Result};
 use crate::model::open::{config_of, with_description};
 use crate::model::{Keep, Method, ModelConfig};
 use crate::ops::cross_entropy;
+use crate::ops::gpu::Gpu;
 use job::{Adapters, Job};
 use replay::ArenaBytes;
 use serde::Serialize;
@@ -174,8 +178,11 @@ pub fn plan(job: &Job, program: u64, budget: Budget) -> Plan {
     }
 }
 
-/// The memory of `job` with these keep policies.
+/// The memory of `job` with these keep policies; on a GPU the card's, whatever `program` says.
 pub fn with_keep(job: &Job, program: u64, keep: Vec<Keep>) -> Plan {
+    if job.on_gpu {
+        return gpu::with_keep(job, keep);
+    }
     let arena = replay::arena(&job.model, &job.batch, &keep, job.evaluates);
     let parts = Parts { program, ..parts(job, arena) };
     let state = parts.program + parts.base + parts.embeddings + parts.trained;
@@ -329,21 +336,30 @@ fn text_bytes(config: &RunConfig) -> u64 {
     bytes / TEXT_BYTES_PER_TOKEN * size_of::<u32>() as u64
 }
 
-/// Decides before anything is loaded what each block keeps, and says what the run will take.
+/// Decides before anything is loaded what each block keeps, and says what the run will take: of the machine's memory, or
+/// of the GPU that is to compute it.
 ///
 /// # Errors
 /// The run cannot fit: with the cheapest changes that make it fit.
-pub fn admit(config: &RunConfig, observer: &mut dyn Observer) -> Result<Vec<Keep>> {
+pub fn admit(config: &RunConfig, gpu: Option<&Gpu>, observer: &mut dyn Observer) -> Result<Vec<Keep>> {
     let situation = Situation::of(config)?;
-    let plan = situation.plan();
-    check(config, &situation, &plan)?;
-    let (peak, budget) = (plan.peak(), situation.budget);
-    let of = budget.bytes.map_or(String::new(), |limit| format!(" of {}", shown(limit)));
+    let (plan, what, limit) = match gpu {
+        None => {
+            let plan = situation.plan();
+            check(config, &situation, &plan)?;
+            (plan, "memory", situation.budget.bytes)
+        }
+        Some(gpu) => {
+            let (plan, limit) = gpu::admit(config, situation, gpu)?;
+            (plan, "GPU memory", limit)
+        }
+    };
+    let of = limit.map_or(String::new(), |limit| format!(" of {}", shown(limit)));
     let again = match plan.recomputed() {
         0 => String::new(),
         blocks => format!("; {blocks} of {} blocks are computed again", plan.keep.len()),
     };
-    observer.note(&format!("memory: about {}{of}{again}", shown(peak)));
+    observer.note(&format!("{what}: about {}{of}{again}", shown(plan.peak())));
     Ok(plan.keep)
 }
 

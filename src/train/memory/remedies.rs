@@ -44,7 +44,9 @@ impl Change {
 }
 
 /// Everything that could be changed in `config`, the cheapest first.
-fn changes(config: &RunConfig, has_own_adapter: bool) -> Vec<Change> {
+///
+/// A GPU computes in bf16 anyway, and has nothing of the optimizer's state.
+fn changes(config: &RunConfig, has_own_adapter: bool, on_gpu: bool) -> Vec<Change> {
     let mut changes = Vec::new();
     let set = |key: &str, value: &dyn fmt::Display| format!("{key}={value}");
     if config.training.recompute == Recompute::Off {
@@ -63,14 +65,14 @@ fn changes(config: &RunConfig, has_own_adapter: bool) -> Vec<Change> {
             move |config| (config.training.micro_batch, config.training.accumulation) = (1, accumulation),
         ));
     }
-    if config.training.compute == Compute::F32 {
+    if config.training.compute == Compute::F32 && !on_gpu {
         changes.push(Change::new(
             &[set("training.compute", &"bf16")],
             "operands and kept activations rounded to bf16, faster",
             |config| config.training.compute = Compute::Bf16,
         ));
     }
-    if config.optimizer.kind == OptimizerKind::AdamW {
+    if config.optimizer.kind == OptimizerKind::AdamW && !on_gpu {
         changes.push(Change::new(&[set("optimizer.kind", &"adamw8bit")], "optimizer state in 8 bits", |config| {
             config.optimizer.kind = OptimizerKind::AdamW8;
         }));
@@ -119,10 +121,11 @@ fn changes(config: &RunConfig, has_own_adapter: bool) -> Vec<Change> {
 /// At most `count` ways to make the run of `config` fit.
 pub fn cheapest(config: &RunConfig, situation: &Situation, count: usize) -> Vec<Remedy> {
     let has_own_adapter = config.adapter.is_none();
-    let changes = changes(config, has_own_adapter);
+    let on_gpu = situation.job.on_gpu;
+    let changes = changes(config, has_own_adapter, on_gpu);
     let peak = |config: &RunConfig| {
         let adapters = if has_own_adapter { Adapters::fresh(config) } else { situation.adapters.clone() };
-        let job = Job::new(config, &situation.model, &adapters, situation.job.batch.threads);
+        let job = Job { on_gpu, ..Job::new(config, &situation.model, &adapters, situation.job.batch.threads) };
         plan(&job, situation.program, situation.budget).peak()
     };
     let try_all = |chosen: &[&Change]| {

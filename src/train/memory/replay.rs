@@ -78,22 +78,48 @@ pub struct ArenaBytes {
 
 /// Places loans as an arena does.
 #[derive(Default)]
-struct Ledger(RefCell<Space>);
+pub(super) struct Ledger(RefCell<Space>);
 
 /// A matrix that is not there.
-struct Loan<'a> {
+pub(super) struct Loan<'a> {
     ledger: &'a Ledger,
     place: Option<Place>,
 }
 
 impl Ledger {
-    fn matrix(&self, rows: usize, cols: usize) -> Loan<'_> {
-        let place = self.0.borrow_mut().take(rows * cols * size_of::<f32>());
+    pub(super) fn bytes(&self, bytes: usize) -> Loan<'_> {
+        let place = self.0.borrow_mut().take(bytes);
         Loan { ledger: self, place: Some(place) }
+    }
+
+    /// Bytes on loan.
+    pub(super) fn live(&self) -> usize {
+        self.0.borrow().live()
+    }
+
+    /// The most that was on loan at a time.
+    pub(super) fn peak(&self) -> usize {
+        self.0.borrow().peak()
+    }
+
+    /// Bytes of all regions.
+    pub(super) fn allocated(&self) -> usize {
+        self.0.borrow().region_sizes().sum()
+    }
+
+    fn matrix(&self, rows: usize, cols: usize) -> Loan<'_> {
+        self.bytes(rows * cols * size_of::<f32>())
     }
 
     fn half(&self, rows: usize, cols: usize) -> Loan<'_> {
         self.matrix(1, HalfMatrix::word_count(rows, cols))
+    }
+}
+
+impl Loan<'_> {
+    /// Its bytes.
+    pub(super) fn len(&self) -> usize {
+        self.place.as_ref().map_or(0, |place| place.bytes)
     }
 }
 
@@ -208,7 +234,7 @@ impl<'a> Replay<'a> {
             x = y;
         }
         let last = x;
-        bytes.saved = self.ledger.0.borrow().live() - last.place.as_ref().map_or(0, |place| place.bytes);
+        bytes.saved = self.ledger.live() - last.len();
         let gradient = self.backward_head(bytes);
         drop(last);
         for linears in self.model.blocks.iter().rev() {
@@ -231,7 +257,7 @@ impl<'a> Replay<'a> {
         let most = cross_entropy::chunk_rows(self.model.vocab, self.batch.rows()).min(self.batch.rows());
         let logits = self.ledger.matrix(most, self.model.vocab);
         let _scratch = self.batch.ignored.then(|| self.ledger.matrix(most, self.model.hidden));
-        logits.place.as_ref().map_or(0, |place| place.bytes)
+        logits.len()
     }
 
     /// `Block::forward`.
