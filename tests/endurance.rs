@@ -42,7 +42,8 @@ fn memory_does_not_grow_over_ten_thousand_steps() {
     (training.steps, training.micro_batch, training.accumulation) = (STEPS, 1, 1);
     (training.evaluate_every, training.checkpoint_every, training.threads) = (2_000, 500, 1);
     let mut watch = Watch::default();
-    let options = RunOptions { beginning: Beginning::Auto, allow_config_change: false, stop: &|_| None, chain: None };
+    let options =
+        RunOptions { beginning: Beginning::Auto, allow_config_change: false, stop: &|_| None, chain: None, gpu: None };
     run::run(&config, &options, &mut watch).unwrap();
     assert_eq!(watch.0.last().unwrap().0, STEPS);
     let most = |from: u64, to: u64| {

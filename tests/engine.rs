@@ -55,12 +55,12 @@ fn engine(method: Method, lora: &LoraConfig, change: impl Fn(&mut StepSettings))
     change(&mut settings);
     let optimizer = OptimizerConfig::default().build(&params);
     let grads = Gradients::zeros(&params);
-    Engine { model, params, grads, optimizer, arena: Arena::new(), settings }
+    Engine { model, params, grads, optimizer, arena: Arena::new(), settings, gpu: None }
 }
 
 fn gradients(engine: &mut Engine, batches: &[MicroBatch]) -> Vec<f32> {
     let targets = batches.iter().map(MicroBatch::target_count).sum();
-    engine.accumulate(0, batches, targets);
+    engine.accumulate(0, batches, targets).unwrap();
     engine.grads.iter().flatten().copied().collect()
 }
 
@@ -201,7 +201,7 @@ fn steps_give_the_same_bits_with_one_and_with_three_threads() {
                     MicroBatch::from_rows(&[document(step, 60), document(step + 9, 33)]),
                     MicroBatch::from_rows(&[document(step + 20, 50)]),
                 ];
-                engine.step(step, &batches, &LearningRates::uniform(1e-2));
+                engine.step(step, &batches, &LearningRates::uniform(1e-2)).unwrap();
             }
             engine.params.iter().flat_map(|p| p.value.iter().map(|v| v.to_bits())).collect::<Vec<u32>>()
         })
@@ -217,7 +217,7 @@ fn masks_differ_between_steps_and_micro_steps_and_repeat_with_the_seed() {
     let targets = batch.target_count();
     let mut losses = |step: u64, batches: usize| {
         let batches = vec![batch.clone(); batches];
-        engine.accumulate(step, &batches, targets)
+        engine.accumulate(step, &batches, targets).unwrap()
     };
     assert_eq!(losses(0, 1), losses(0, 1));
     assert_ne!(losses(0, 1), losses(1, 1));
@@ -251,7 +251,7 @@ fn a_step_without_a_finite_gradient_changes_nothing() {
         param.value[0] = f32::INFINITY;
     }
     let before: Vec<u32> = engine.params.iter().flat_map(|p| p.value.iter().map(|v| v.to_bits())).collect();
-    let report = engine.step(0, &[MicroBatch::from_rows(&[document(1, 20)])], &LearningRates::uniform(1e-3));
+    let report = engine.step(0, &[MicroBatch::from_rows(&[document(1, 20)])], &LearningRates::uniform(1e-3)).unwrap();
     let after: Vec<u32> = engine.params.iter().flat_map(|p| p.value.iter().map(|v| v.to_bits())).collect();
     assert!(!report.updated);
     assert_eq!(before, after);

@@ -210,7 +210,8 @@ impl Observer for Silent {
 /// A run of `steps` steps of 8, or the rest.
 fn go(config: &RunConfig, steps: u64) -> llamantino::error::Result<()> {
     let stop = |step: u64| (step >= steps).then(|| "the test".to_string());
-    let options = RunOptions { beginning: Beginning::Auto, allow_config_change: false, stop: &stop, chain: None };
+    let options =
+        RunOptions { beginning: Beginning::Auto, allow_config_change: false, stop: &stop, chain: None, gpu: None };
     run::run(config, &options, &mut Silent).map(drop)
 }
 

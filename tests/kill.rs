@@ -266,5 +266,5 @@ fn another_kernel_path_is_told() {
         command.env("LLAMANTINO_CPU", "portable");
     });
     let text = stderr(&finish(&tiny, &config));
-    assert!(text.contains(&format!("CPU kernels: portable then, {best} now")), "{text}");
+    assert!(text.contains(&format!("kernels: portable then, {best} now")), "{text}");
 }

@@ -2,7 +2,9 @@
 
 mod tiny_run;
 
-use llamantino::checkpoint::{Checkpoints, FileRecord, KeepPolicy, Manifest, RunState, MANIFEST_FILE, STATE_FILE};
+use llamantino::checkpoint::{
+    Checkpoints, FileRecord, KeepPolicy, Maker, Manifest, RunState, MANIFEST_FILE, STATE_FILE,
+};
 use llamantino::data::SourceConfig;
 use llamantino::model::{Checkpoint, Method};
 use llamantino::optim::OptimizerKind;
@@ -183,7 +185,7 @@ fn edit_state(config: &RunConfig, step: u64, edit: impl Fn(&mut RunState)) {
     let mut files = Manifest::parse(&fs::read(folder.join(MANIFEST_FILE)).unwrap()).unwrap().files;
     let record = FileRecord { bytes: text.len() as u64, blake3: blake3::hash(&text).to_hex().to_string() };
     files.insert(STATE_FILE.into(), record);
-    fs::write(folder.join(MANIFEST_FILE), Manifest::new(step, None, files).to_bytes()).unwrap();
+    fs::write(folder.join(MANIFEST_FILE), Manifest::new(Maker::this(None), step, None, files).to_bytes()).unwrap();
 }
 
 #[test]
@@ -218,7 +220,8 @@ fn another_configuration_is_refused_with_the_difference() {
     config.optimizer.learning_rate = 1e-3;
     config.training.keep_last = 5;
     let attempt = |config: &RunConfig, allow_config_change| {
-        let options = RunOptions { beginning: Beginning::Auto, allow_config_change, stop: &|_| None, chain: None };
+        let options =
+            RunOptions { beginning: Beginning::Auto, allow_config_change, stop: &|_| None, chain: None, gpu: None };
         run::run(config, &options, &mut Said::default())
     };
     for allow in [false, true] {

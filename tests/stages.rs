@@ -36,7 +36,8 @@ impl Default for Go<'_> {
 
 fn go(recipe: &Recipe, how: Go<'_>) -> (Result<Done>, Said) {
     let mut said = Said::default();
-    let options = RunOptions { beginning: how.beginning, allow_config_change: false, stop: how.stop, chain: None };
+    let options =
+        RunOptions { beginning: how.beginning, allow_config_change: false, stop: how.stop, chain: None, gpu: None };
     (stages::run_chain(recipe, how.until, &options, &mut said), said)
 }
 

@@ -123,7 +123,7 @@ pub fn train(bench: &TrainBench) -> Result<Value> {
     let optimizer = OptimizerConfig::default().build(&params);
     let (grads, trainable) = (Gradients::zeros(&params), params.numel());
     let vocab = model.config.vocab_size;
-    let mut engine = Engine { model, params, grads, optimizer, arena: Arena::new(), settings };
+    let mut engine = Engine { model, params, grads, optimizer, arena: Arena::new(), settings, gpu: None };
     let (mut losses, mut times, mut peaks) = (Vec::new(), Vec::new(), Vec::new());
     for step in 0..bench.warmup + bench.steps {
         if bench.profile && step == bench.warmup {
@@ -133,7 +133,7 @@ pub fn train(bench: &TrainBench) -> Result<Value> {
         let rows = token_ids(step as u64, bench.batch, bench.sequence, vocab);
         let batch = MicroBatch::from_rows(&rows);
         let start = Instant::now();
-        let report = engine.step(step as u64, &[batch], &LearningRates::uniform(2e-4));
+        let report = engine.step(step as u64, &[batch], &LearningRates::uniform(2e-4))?;
         losses.push((report.loss * 1e6).round() / 1e6);
         if step >= bench.warmup {
             times.push(start.elapsed());

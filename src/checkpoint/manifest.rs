@@ -39,18 +39,18 @@ impl fmt::Display for FileRecord {
 pub struct Maker {
     /// Program and version.
     pub program: String,
-    /// Family of CPU kernels ([`device::CpuPath::name`]).
+    /// Family of CPU kernels ([`device::CpuPath::name`]), or the GPU's name.
     pub kernel_path: String,
     /// Architecture and operating system.
     pub platform: String,
 }
 
 impl Maker {
-    /// This program on this machine.
-    pub fn this() -> Maker {
+    /// This program on this machine, which computes on the GPU of that name or on the CPU.
+    pub fn this(gpu: Option<&str>) -> Maker {
         Maker {
             program: concat!("llamantino ", env!("CARGO_PKG_VERSION")).into(),
-            kernel_path: device::cpu_path().name().into(),
+            kernel_path: gpu.unwrap_or(device::cpu_path().name()).into(),
             platform: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
         }
     }
@@ -59,7 +59,7 @@ impl Maker {
     pub fn difference(&self, now: &Maker) -> Option<String> {
         let pairs = [
             ("program", &self.program, &now.program),
-            ("CPU kernels", &self.kernel_path, &now.kernel_path),
+            ("kernels", &self.kernel_path, &now.kernel_path),
             ("platform", &self.platform, &now.platform),
         ];
         let differences = pairs.iter().filter(|(_, then, now)| then != now);
@@ -88,10 +88,9 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// A manifest of these files, made by this program.
-    pub fn new(step: u64, score: Option<f64>, files: BTreeMap<String, FileRecord>) -> Manifest {
-        let mut manifest =
-            Manifest { format: FORMAT, made_by: Maker::this(), step, score, files, digest: String::new() };
+    /// A manifest of these files.
+    pub fn new(made_by: Maker, step: u64, score: Option<f64>, files: BTreeMap<String, FileRecord>) -> Manifest {
+        let mut manifest = Manifest { format: FORMAT, made_by, step, score, files, digest: String::new() };
         manifest.digest = manifest.computed_digest();
         manifest
     }

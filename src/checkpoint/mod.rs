@@ -61,6 +61,8 @@ pub struct Snapshot<'a> {
     pub optimizer: &'a dyn Optimizer,
     /// Held-out loss at this step, where it was measured: less is better.
     pub score: Option<f64>,
+    /// What computed it.
+    pub made_by: Maker,
 }
 
 /// The checkpoints of a run.
@@ -167,7 +169,8 @@ impl Checkpoints {
         folder.write(OPTIMIZER_FILE, &mut |file| tensors::write(&optimizer, file))?;
         folder.write(STATE_FILE, &mut |file| file.write_all(&state))?;
         extra(&mut folder)?;
-        let manifest = Manifest::new(snapshot.state.step, snapshot.score, folder.files().clone());
+        let manifest =
+            Manifest::new(snapshot.made_by.clone(), snapshot.state.step, snapshot.score, folder.files().clone());
         folder.write(MANIFEST_FILE, &mut |file| file.write_all(&manifest.to_bytes()))?;
         folder.commit()?;
         Ok(path)

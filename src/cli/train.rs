@@ -2,8 +2,9 @@
 
 use super::{chain, hub, output, progress, quickstart, shell};
 use crate::config;
-use crate::device;
+use crate::device::{self, DeviceChoice};
 use crate::error::{Error, ErrorKind, Result};
+use crate::ops::gpu::Gpu;
 use crate::train::config::RunConfig;
 use crate::train::folder::Beginning;
 use crate::train::metrics::{EvalRow, StepRow};
@@ -18,6 +19,7 @@ use std::path::PathBuf;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  llamantino train\n  llamantino train configs/stories260k-italian.toml\n  \
     llamantino train my.toml --set training.steps=200 --set lora.r=32\n  \
+    llamantino train my.toml --device cuda:1\n  \
     llamantino train configs/llamantino.toml --set stage.adapt.training.steps=5000 --stage adapt")]
 pub struct TrainArgs {
     /// The run's configuration (TOML). Without it: the bundled quickstart, unpacked into `llamantino-quickstart`.
@@ -32,6 +34,9 @@ pub struct TrainArgs {
     /// Start over; an existing run of this name is kept under another name. With --stage, only that stage starts over.
     #[arg(long)]
     pub fresh: bool,
+    /// Where to compute: auto, cpu, cuda or cuda:1; the same as `--set training.device=...`.
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceChoice>,
     /// Of a chain of stages, run up to this one; finished ones are not run again.
     #[arg(long, value_name = "NAME")]
     pub stage: Option<String>,
@@ -43,12 +48,17 @@ pub struct TrainArgs {
 /// Runs `train`.
 pub fn run(args: TrainArgs) -> Result<()> {
     let path = args.config.clone().map_or_else(quickstart::unpack, Ok)?;
-    let mut recipe: Recipe = config::load_file(&path, &args.overrides)?;
+    let device = args.device.map(|device| format!("training.device=\"{device}\""));
+    let overrides: Vec<String> = args.overrides.iter().cloned().chain(device).collect();
+    let mut recipe: Recipe = config::load_file(&path, &overrides)?;
     recipe.stages_up_to(args.stage.as_deref())?;
     recipe.run.model = hub::resolve(&recipe.run.model)?.to_string_lossy().into_owned();
     device::set_threads(Some(recipe.run.training.threads).filter(|threads| *threads > 0))?;
     signals::install();
     let mut screen = Screen::default();
+    let opened = recipe.run.training.device.open()?;
+    opened.note.iter().for_each(|note| output::note(note));
+    let gpu = opened.gpu.map(Gpu::new);
     let beginning = match (args.resume, args.fresh) {
         (true, _) => Beginning::Resume,
         (_, true) => Beginning::Fresh,
@@ -59,6 +69,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
         allow_config_change: args.allow_config_change,
         stop: &|_| signals::requested().map(|signal| signal.name().to_string()),
         chain: None,
+        gpu: gpu.as_ref(),
     };
     if !recipe.stage.is_empty() {
         let result = stages::run_chain(&recipe, args.stage.as_deref(), &options, &mut screen);
@@ -91,6 +102,9 @@ fn with_command(error: Error, args: &TrainArgs) -> Error {
     let mut command = format!("llamantino train{config}");
     if let Some(stage) = &args.stage {
         command += &format!(" --stage {}", shell::word(stage));
+    }
+    if let Some(device) = args.device {
+        command += &format!(" --device {device}");
     }
     for given in &args.overrides {
         command += &format!(" --set {}", shell::word(given));

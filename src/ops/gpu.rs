@@ -108,6 +108,17 @@ impl Gpu {
         Ok(buffer)
     }
 
+    /// Bytes that buffers may still take: what the card has left, and what was asked of it and is not lent.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn available(&self) -> Result<usize> {
+        let free = self.0.driver.memory()?.free;
+        let state = self.lock();
+        let held: usize = state.space.region_sizes().sum();
+        Ok(free + held - state.space.live().min(held))
+    }
+
     /// Bytes in buffers that exist now.
     pub fn live_bytes(&self) -> usize {
         self.lock().space.live()

@@ -23,6 +23,8 @@ const HARMLESS: &[&str] = &[
     "evaluation",
     "training.recompute",
     "training.memory_limit_gib",
+    // What differs are last bits, of which a checkpoint made elsewhere warns.
+    "training.device",
     "training.threads",
     "training.evaluate_every",
     "training.checkpoint_every",

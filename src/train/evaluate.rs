@@ -4,55 +4,37 @@
 //! models with different tokenizers; perplexity does not.
 
 use super::metrics::EvalRow;
-use super::step::rows;
+use super::step::Engine;
 use crate::data::batch::MicroBatch;
-use crate::device::Compute;
-use crate::model::{Llama, Pass};
-use crate::ops::{Arena, ParamStore};
-
-/// What an evaluation needs beside the model.
-#[derive(Clone, Copy)]
-pub struct Evaluation<'a> {
-    /// Values of everything trained.
-    pub params: &'a ParamStore,
-    /// Memory of the activations.
-    pub arena: &'a Arena,
-    /// Operand format of the matrix products.
-    pub compute: Compute,
-}
+use crate::error::Result;
 
 /// Evaluates `batches`; the sums are over tokens in order, in f64. `progress` is told each finished batch and says
 /// whether to go on; `None` if not.
+///
+/// # Errors
+/// What a GPU says; on the CPU none.
 pub fn evaluate(
-    model: &mut Llama,
-    evaluation: Evaluation<'_>,
+    engine: &mut Engine,
     batches: &[MicroBatch],
     (set, step): (&str, u64),
     progress: &mut dyn FnMut(usize, usize) -> bool,
-) -> Option<EvalRow> {
-    let Evaluation { params, arena, compute } = evaluation;
-    let dora = model.dora_scales(params, arena);
-    let (mut sum, mut text_sum, mut targets, mut bytes) = (0.0f64, 0.0f64, 0usize, 0u64);
-    for (index, batch) in batches.iter().enumerate() {
-        model.rope.ensure(batch.longest_segment());
-        let pass = Pass { params, dora: &dora, arena, compute, noise: None };
-        let mut losses = vec![0.0f32; batch.ids.len()];
-        let loss = model.loss(&pass, rows(batch), &batch.targets, Some(&mut losses));
+) -> Result<Option<EvalRow>> {
+    let (mut sum, mut text_sum, mut targets, mut bytes, mut done) = (0.0f64, 0.0f64, 0usize, 0u64, 0);
+    let finished = engine.losses(batches, &mut |batch, loss, of_rows| {
         sum += loss.sum;
         targets += loss.targets;
         bytes += batch.text_bytes;
-        let text = losses.iter().zip(&batch.text_target).filter(|(_, is_text)| **is_text);
+        let text = of_rows.iter().zip(&batch.text_target).filter(|(_, is_text)| **is_text);
         text_sum += text.map(|(loss, _)| f64::from(*loss)).sum::<f64>();
-        if !progress(index + 1, batches.len()) {
-            return None;
-        }
-    }
+        done += 1;
+        progress(done, batches.len())
+    })?;
     let loss = sum / targets.max(1) as f64;
-    Some(EvalRow {
+    Ok(finished.then(|| EvalRow {
         step,
         set: set.into(),
         loss,
         perplexity: loss.exp(),
         bits_per_byte: text_sum / std::f64::consts::LN_2 / bytes.max(1) as f64,
-    })
+    }))
 }

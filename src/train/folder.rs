@@ -10,7 +10,7 @@
 
 use super::config::RunConfig;
 use super::config_change::{changes, Change};
-use super::run::Observer;
+use super::run::{Observer, RunOptions};
 use super::save::result_path;
 use super::stages::CHAIN_FILE;
 use crate::checkpoint::{
@@ -42,6 +42,8 @@ pub struct RunFolder {
     pub path: PathBuf,
     /// Its checkpoints.
     pub checkpoints: Checkpoints,
+    /// What computes in it now.
+    pub maker: Maker,
     lock: RunLock,
 }
 
@@ -53,10 +55,10 @@ impl RunFolder {
     /// says.
     pub fn open(
         config: &RunConfig,
-        beginning: Beginning,
-        allow_config_change: bool,
+        options: &RunOptions<'_>,
         observer: &mut dyn Observer,
     ) -> Result<(RunFolder, Option<Restored>)> {
+        let (beginning, allow_config_change) = (options.beginning, options.allow_config_change);
         let path = config.folder();
         if path.join(CHAIN_FILE).exists() {
             return Err(Error::usage(format!("{}: holds a chain of stages", path.display()))
@@ -77,7 +79,8 @@ impl RunFolder {
         atomic::remove_leftovers(&RealDisk, &path)?;
         let policy = KeepPolicy { last: config.training.keep_last, best: config.training.keep_best };
         let checkpoints = Checkpoints::open(&path.join("checkpoints"), policy)?;
-        let folder = RunFolder { path, checkpoints, lock };
+        let maker = Maker::this(options.gpu.map(|gpu| gpu.driver().name()).as_deref());
+        let folder = RunFolder { path, checkpoints, maker, lock };
         let Found { restored, rejected } = folder.checkpoints.newest_valid()?;
         if restored.is_none() {
             folder.check_beginning(config, &rejected)?;
@@ -119,7 +122,7 @@ impl RunFolder {
             let (reason, aside, back) = (bad.reason.message(), aside.display(), restored.path.display());
             observer.warning(&format!("{reason}\n  this checkpoint is kept as {aside}; going back to {back}"));
         }
-        if let Some(difference) = restored.made_by.difference(&Maker::this()) {
+        if let Some(difference) = restored.made_by.difference(&self.maker) {
             observer.warning(&format!(
                 "the checkpoint was made elsewhere ({difference}): the last bits of what follows may differ from an \
                  uninterrupted run"

@@ -9,6 +9,9 @@ pub mod config;
 pub mod config_change;
 pub mod evaluate;
 pub mod folder;
+pub mod gpu;
+#[cfg(test)]
+mod gpu_tests;
 pub mod guards;
 pub mod kept;
 pub mod memory;
@@ -25,7 +28,7 @@ pub mod tensorboard;
 pub use config::RunConfig;
 
 use crate::config::{Problems, Section};
-use crate::device::Compute;
+use crate::device::{Compute, DeviceChoice};
 use guards::SpikeConfig;
 use recompute::Recompute;
 use serde::{Deserialize, Serialize};
@@ -51,8 +54,10 @@ pub struct TrainingConfig {
     pub recompute: Recompute,
     /// Most memory that the run may take, in GiB; 0: what the machine has left when it starts.
     pub memory_limit_gib: f64,
-    /// Operand format of the matrix products; accumulation is f32 in both.
+    /// Operand format of the matrix products; accumulation is f32 in both. On a GPU they are bf16 whatever it says.
     pub compute: Compute,
+    /// `auto` (a GPU if the program was built for one and one is there), `cpu`, `cuda` or `cuda:1`.
+    pub device: DeviceChoice,
     /// Threads; 0: one for each core.
     pub threads: usize,
     /// Evaluate on the held-out text every so many steps (and before the first and after the last); 0: only then.
@@ -83,6 +88,7 @@ impl Default for TrainingConfig {
             recompute: Recompute::Auto,
             memory_limit_gib: 0.0,
             compute: Compute::F32,
+            device: DeviceChoice::Auto,
             threads: 0,
             evaluate_every: 0,
             checkpoint_every: 100,

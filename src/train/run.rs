@@ -5,7 +5,7 @@
 //! step and was not done yet is done, so that it does not matter where an earlier process ended.
 
 use super::config::RunConfig;
-use super::evaluate::{evaluate, Evaluation};
+use super::evaluate::evaluate;
 use super::folder::{Beginning, RunFolder};
 use super::guards::{SkipCounter, SpikeAction, SpikeDetector};
 use super::kept::Earlier;
@@ -19,6 +19,7 @@ use crate::checkpoint::RunState;
 use crate::device;
 use crate::error::{Error, Result};
 use crate::model::Method;
+use crate::ops::gpu::Gpu;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -46,6 +47,8 @@ pub struct RunOptions<'a> {
     pub stop: &'a dyn Fn(u64) -> Option<String>,
     /// In a chain, the stages that this one builds upon: what they held out is measured too. None outside of one.
     pub chain: Option<&'a [Earlier]>,
+    /// The GPU to compute on; none for the CPU.
+    pub gpu: Option<&'a Gpu>,
 }
 
 /// What a run leaves behind.
@@ -104,14 +107,14 @@ pub fn run(config: &RunConfig, options: &RunOptions<'_>, observer: &mut dyn Obse
         let late = limit > 0.0 && start.elapsed() >= Duration::from_secs_f64(limit * 3600.0);
         (options.stop)(step).or_else(|| late.then(|| format!("the limit of {limit} hours")))
     };
-    let keep = memory::admit(config, None, observer)?;
-    let (folder, restored) = RunFolder::open(config, options.beginning, options.allow_config_change, observer)?;
+    let keep = memory::admit(config, options.gpu, observer)?;
+    let (folder, restored) = RunFolder::open(config, options, observer)?;
     if let Some(state) = restored.as_ref().map(|restored| &restored.state).filter(|state| is_finished(config, state)) {
         observer.note(&format!("this run is finished: all {} steps are done", state.total_steps));
         let evaluations: Vec<EvalRow> = state.evaluations.iter().map(EvalRow::from).collect();
         return Ok(summary(config, &evaluations, (state.step, state.tokens, state.seconds)));
     }
-    let mut run = Run::start((config, options.chain), keep, folder, restored, observer)?;
+    let mut run = Run::start((config, options), keep, folder, restored, observer)?;
     loop {
         if run.evaluation_is_due() {
             run.evaluate(&stop, observer)?;
@@ -156,7 +159,7 @@ impl Run {
         let batches: Vec<_> = (0..count).map(|_| self.corpora.train.next_micro_batch()).collect();
         let rates = self.config.optimizer.learning_rates(self.config.schedule.multiplier(self.step, total));
         let start = Instant::now();
-        let report = self.engine.step(self.step, &batches, &rates);
+        let report = self.engine.step(self.step, &batches, &rates)?;
         let seconds = start.elapsed().as_secs_f64();
         if self.step == 0 {
             check_first(&report)?;
@@ -221,12 +224,10 @@ impl Run {
         let step = self.step;
         let mut rows = Vec::new();
         for (name, batches) in &self.corpora.held_out {
-            let Engine { model, params, arena, settings, .. } = &mut self.engine;
-            let evaluation = Evaluation { params, arena, compute: settings.compute };
-            let row = evaluate(model, evaluation, batches, (name, step), &mut |done, total| {
+            let row = evaluate(&mut self.engine, batches, (name, step), &mut |done, total| {
                 observer.phase("evaluating", done, total);
                 stop(step).is_none()
-            });
+            })?;
             match row {
                 Some(row) => rows.push(row),
                 None => return Ok(()),

@@ -36,7 +36,9 @@ impl Run {
         let state = self.state()?;
         let score = self.evaluations.iter().find(|row| row.step == self.step).map(|row| row.loss);
         let engine = &self.engine;
-        let snapshot = Snapshot { state: &state, params: &engine.params, optimizer: &*engine.optimizer, score };
+        let made_by = self.folder.maker.clone();
+        let snapshot =
+            Snapshot { state: &state, params: &engine.params, optimizer: &*engine.optimizer, score, made_by };
         let mut extra = |folder: &mut AtomicFolder<'_>| match &provenance {
             Some(provenance) => self.add_adapter(folder, provenance),
             None => self.add_model_files(folder),

@@ -5,10 +5,11 @@
 
 use super::config::RunConfig;
 use super::folder::{RunFolder, LOG_FILE};
+use super::gpu::OnGpu;
 use super::guards::{SkipCounter, SpikeDetector};
 use super::kept::{self, Earlier};
 use super::metrics::{EvalRow, Log};
-use super::run::{Observer, Run};
+use super::run::{Observer, Run, RunOptions};
 use super::step::{Engine, StepSettings};
 use super::tensorboard::EventFile;
 use crate::adapter::peft::{self, Provenance};
@@ -23,6 +24,7 @@ use crate::error::{Error, Result};
 use crate::model::open::{config_of, with_description};
 use crate::model::random::RandomWeights;
 use crate::model::{self, Keep, LoadOptions, ModelConfig, OpenModel, TensorSource};
+use crate::ops::gpu::Gpu;
 use crate::ops::{Arena, Gradients};
 use std::path::Path;
 use std::sync::Arc;
@@ -110,7 +112,7 @@ impl Run {
     /// Anything about model, adapter or text; nothing to train; a checkpoint of another base, other data or other
     /// parameters.
     pub(super) fn start(
-        (config, chain): (&RunConfig, Option<&[Earlier]>),
+        (config, options): (&RunConfig, &RunOptions<'_>),
         keep: Vec<Keep>,
         folder: RunFolder,
         restored: Option<Restored>,
@@ -135,12 +137,12 @@ impl Run {
         let corpora = with_description(place, |description| {
             let tokenizer = Tokenizer::load(description, Some(model_config.vocab_size))?;
             tokenizer.warnings().iter().for_each(|warning| observer.warning(warning));
-            Corpora::load((config, chain), (&tokenizer, description), observer)
+            Corpora::load((config, options.chain), (&tokenizer, description), observer)
         })?;
         let data_hash = corpora.train.fingerprint().to_hex().to_string();
         check_same("the training data", "data.paths", &data_hash, then.map(|(path, state)| (path, &state.data_hash)))?;
         device::memory::give_back();
-        let engine = engine(config, keep, (&model_config, source.as_ref()), observer)?;
+        let engine = engine((config, options.gpu), keep, (&model_config, source.as_ref()), observer)?;
         let log_bytes = restored.as_ref().map_or(0, |restored| restored.state.log_bytes);
         let log = Log::open(&folder.path.join(LOG_FILE), log_bytes)?;
         if log.bytes() < log_bytes {
@@ -182,6 +184,7 @@ impl Run {
         self.corpora.train.seek(cursor).map_err(|error| error.at(path.display()))?;
         let Engine { params, optimizer, .. } = &mut self.engine;
         let state = restored.apply(params, optimizer.as_mut())?;
+        self.engine.upload()?;
         (self.step, self.tokens, self.seconds) = (state.step, state.tokens, state.seconds);
         self.evaluations = state.evaluations.iter().map(EvalRow::from).collect();
         self.skips.restore(state.skips);
@@ -220,7 +223,7 @@ fn check_adapter(config: &RunConfig, base: &OpenModel, hash: &str) -> Result<()>
 
 /// Model, parameters and optimizer as a new run has them.
 fn engine(
-    config: &RunConfig,
+    (config, gpu): (&RunConfig, Option<&Gpu>),
     keep: Vec<Keep>,
     (model_config, source): (&ModelConfig, &dyn TensorSource),
     observer: &mut dyn Observer,
@@ -257,9 +260,10 @@ fn engine(
         params.len(),
         model.frozen_bytes() as f64 / f64::from(1 << 20),
     ));
+    let gpu = gpu.map(|gpu| OnGpu::new(gpu, &model, &params)).transpose()?;
     let optimizer = config.optimizer.build(&params);
     let grads = Gradients::zeros(&params);
-    Ok(Engine { model, params, grads, optimizer, arena: Arena::new(), settings })
+    Ok(Engine { model, params, grads, optimizer, arena: Arena::new(), settings, gpu })
 }
 
 /// `training.steps`, or what `training.tokens` or `training.epochs` give.

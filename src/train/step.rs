@@ -7,11 +7,15 @@
 //! gradients *= min(1, max_norm / (norm + 1e-6)); optimizer(parameters, gradients, learning rates)
 //! ```
 //!
-//! Dividing by the targets of the whole step makes accumulation equal to one big batch.
+//! Dividing by the targets of the whole step makes accumulation equal to one big batch. With a GPU the passes run there
+//! ([`super::gpu`]); norm, clipping and update are the same code.
 
+use super::gpu::{OnGpu, StepBatches};
 use crate::data::batch::MicroBatch;
 use crate::device::Compute;
+use crate::error::Result;
 use crate::model::{Batch, Keep, Llama, Noise, Pass, Rows};
+use crate::ops::cross_entropy::Loss;
 use crate::ops::{profile, Arena, Gradients, ParamStore};
 use crate::optim::{clip, LearningRates, Optimizer};
 
@@ -29,6 +33,8 @@ pub struct Engine {
     pub arena: Arena,
     /// Constants of the run.
     pub settings: StepSettings,
+    /// The same model on a GPU, if that is where the passes run.
+    pub gpu: Option<OnGpu>,
 }
 
 /// What stays the same from step to step.
@@ -67,14 +73,17 @@ impl Engine {
     /// One update from `batches` with these learning rates. `step` counts from 0 and names the random masks.
     ///
     /// Runs on a thread of the pool, so that an operation begins at once instead of waking one up and waiting for it.
-    pub fn step(&mut self, step: u64, batches: &[MicroBatch], rates: &LearningRates) -> StepReport {
+    ///
+    /// # Errors
+    /// What a GPU says; on the CPU none.
+    pub fn step(&mut self, step: u64, batches: &[MicroBatch], rates: &LearningRates) -> Result<StepReport> {
         rayon::scope(|_| self.step_here(step, batches, rates))
     }
 
-    fn step_here(&mut self, step: u64, batches: &[MicroBatch], rates: &LearningRates) -> StepReport {
+    fn step_here(&mut self, step: u64, batches: &[MicroBatch], rates: &LearningRates) -> Result<StepReport> {
         let targets: usize = batches.iter().map(MicroBatch::target_count).sum();
         let tokens = batches.iter().map(|batch| batch.ids.len()).sum();
-        let loss = self.accumulate(step, batches, targets) / targets.max(1) as f64;
+        let loss = self.accumulate(step, batches, targets)? / targets.max(1) as f64;
         let span = profile::span("gradient norm", 0.0);
         let grad_norm = clip::global_norm(&self.grads);
         drop(span);
@@ -83,15 +92,31 @@ impl Engine {
             let _span = profile::span("optimizer", 0.0);
             let factor = clip::scale(grad_norm, self.settings.max_grad_norm);
             self.optimizer.step(&mut self.params, &self.grads, rates, factor);
+            self.upload()?;
         }
-        StepReport { loss, grad_norm, targets, tokens, updated }
+        Ok(StepReport { loss, grad_norm, targets, tokens, updated })
+    }
+
+    /// Lets a GPU know that the values of `params` are others now.
+    ///
+    /// # Errors
+    /// What the GPU says.
+    pub fn upload(&self) -> Result<()> {
+        self.gpu.as_ref().map_or(Ok(()), |gpu| gpu.upload(&self.params))
     }
 
     /// Sets the gradients to those of `Σ token losses / targets` over all micro-batches; returns the sum of the losses.
-    pub fn accumulate(&mut self, step: u64, batches: &[MicroBatch], targets: usize) -> f64 {
+    ///
+    /// # Errors
+    /// What a GPU says; on the CPU none.
+    pub fn accumulate(&mut self, step: u64, batches: &[MicroBatch], targets: usize) -> Result<f64> {
         let span = profile::span("clear gradients", 0.0);
         self.grads.clear();
         drop(span);
+        if let Some(gpu) = &mut self.gpu {
+            let all = StepBatches { step, batches, targets };
+            return gpu.accumulate(&mut self.model.rope, &self.settings, all, &mut self.grads);
+        }
         let dora = self.model.dora_scales(&self.params, &self.arena);
         let Engine { model, params, grads, arena, settings, .. } = self;
         let mut sum = 0.0;
@@ -102,12 +127,42 @@ impl Engine {
             let batch = Batch { rows: rows(batch), targets: &batch.targets, scale: 1.0 / targets.max(1) as f32 };
             sum += model.loss_and_gradients(&pass, batch, &settings.keep, grads).sum;
         }
-        sum
+        Ok(sum)
+    }
+
+    /// Shows `each` the batches with their losses, of a whole batch and of its rows, without gradients, until it says
+    /// that this is enough; whether it saw all.
+    ///
+    /// # Errors
+    /// What a GPU says; on the CPU none.
+    pub fn losses(
+        &mut self,
+        batches: &[MicroBatch],
+        each: &mut dyn FnMut(&MicroBatch, Loss, &[f32]) -> bool,
+    ) -> Result<bool> {
+        let Engine { model, params, arena, settings, gpu, .. } = self;
+        let dora = model.dora_scales(params, arena);
+        for batch in batches {
+            let mut of_rows = vec![0.0; batch.ids.len()];
+            let loss = match gpu {
+                Some(gpu) => gpu.losses(&mut model.rope, batch, &mut of_rows)?,
+                None => {
+                    model.rope.ensure(batch.longest_segment());
+                    let pass = Pass { params, dora: &dora, arena, compute: settings.compute, noise: None };
+                    model.loss(&pass, rows(batch), &batch.targets, Some(&mut of_rows))
+                }
+            };
+            if !each(batch, loss, &of_rows) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 }
 
 impl StepSettings {
-    fn noise(&self, step: u64, micro_step: u64, hidden: usize) -> Noise {
+    /// The random masks of a micro-batch.
+    pub(super) fn noise(&self, step: u64, micro_step: u64, hidden: usize) -> Noise {
         let size = (self.sequence_length * hidden) as f64;
         let embedding_bound = (self.neftune_alpha / size.sqrt()) as f32;
         Noise { seed: self.seed, step, micro_step, embedding_bound }

@@ -130,7 +130,7 @@ pub fn go(
     stop: &dyn Fn(u64) -> Option<String>,
 ) -> (llamantino::error::Result<RunSummary>, Said) {
     let mut said = Said::default();
-    let options = RunOptions { beginning, allow_config_change: false, stop, chain: None };
+    let options = RunOptions { beginning, allow_config_change: false, stop, chain: None, gpu: None };
     (run::run(config, &options, &mut said), said)
 }
 

@@ -74,7 +74,7 @@ pub fn admit(config: &RunConfig, situation: Situation, gpu: &Gpu) -> Result<(Pla
         return Err(Error::failed(text).hint("method = \"qlora\" keeps the base in 4 bits; `quantize` it once before"));
     }
     let memory = gpu.driver().memory()?;
-    let situation = situation.on_gpu(Some(memory.free as u64));
+    let situation = situation.on_gpu(Some(gpu.available()? as u64));
     let plan = situation.plan();
     match situation.budget.bytes.filter(|limit| plan.peak() > *limit) {
         None => Ok((plan, situation.budget.bytes)),

@@ -26,7 +26,7 @@ fn model(layers: usize) -> ModelConfig {
 fn config(method: Method, change: impl FnOnce(&mut RunConfig)) -> RunConfig {
     let mut config = RunConfig { model: "m".into(), method, ..RunConfig::default() };
     config.lora = LoraConfig { r: 4, ..LoraConfig::default() };
-    (config.training.micro_batch, config.data.sequence_length) = (2, 96);
+    (config.training.micro_batch, config.data.sequence_length) = (2, 24);
     change(&mut config);
     config
 }

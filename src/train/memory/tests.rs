@@ -8,7 +8,7 @@ use crate::model::random::RandomWeights;
 use crate::model::{load, LoadOptions};
 use crate::ops::{Arena, Gradients};
 use crate::optim::{LearningRates, OptimizerKind};
-use crate::train::evaluate::{evaluate, Evaluation};
+use crate::train::evaluate::evaluate;
 use crate::train::step::{Engine, StepSettings};
 use serde_json::json;
 
@@ -53,18 +53,16 @@ fn compare(config: &RunConfig, model_config: &ModelConfig, keep: &[Keep]) -> (Ar
     let (optimizer, grads) = (config.optimizer.build(&params), Gradients::zeros(&params));
     assert_eq!(parts(&job, predicted).optimizer, optimizer.state_bytes() as u64);
     assert_eq!(parts(&job, predicted).trained, 4 * params.numel() as u64);
-    let mut engine = Engine { model, params, grads, optimizer, arena: Arena::new(), settings };
+    let mut engine = Engine { model, params, grads, optimizer, arena: Arena::new(), settings, gpu: None };
     let rows: Vec<Vec<u32>> = (0..config.training.micro_batch as u32)
         .map(|row| (0..config.data.sequence_length as u32).map(|i| (i * 7 + row) % 50).collect())
         .collect();
     let batch = MicroBatch::from_rows(&rows);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     pool.install(|| {
-        let Engine { model, params, arena, settings, .. } = &mut engine;
-        let evaluation = Evaluation { params, arena, compute: settings.compute };
-        evaluate(model, evaluation, std::slice::from_ref(&batch), ("test", 0), &mut |_, _| true);
+        evaluate(&mut engine, std::slice::from_ref(&batch), ("test", 0), &mut |_, _| true).unwrap();
         for step in 0..2 {
-            engine.step(step, std::slice::from_ref(&batch), &LearningRates::uniform(1e-4));
+            engine.step(step, std::slice::from_ref(&batch), &LearningRates::uniform(1e-4)).unwrap();
         }
     });
     let arena = &engine.arena;

@@ -122,7 +122,11 @@ impl Chain<'_> {
         for stage in wanted.iter().map(|&index| &self.stages[index]).filter(|stage| !is_finished(stage)) {
             find_data(&stage.config).map_err(|error| at(stage, error))?;
             let situation = Situation::of(&stage.planned).map_err(|error| at(stage, error))?;
-            memory::check(&stage.planned, &situation, &situation.plan()).map_err(|error| at(stage, error))?;
+            let fits = match self.options.gpu {
+                None => memory::check(&stage.planned, &situation, &situation.plan()),
+                Some(gpu) => memory::gpu::admit(&stage.planned, situation, gpu).map(drop),
+            };
+            fits.map_err(|error| at(stage, error))?;
         }
         Ok(())
     }

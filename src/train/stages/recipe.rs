@@ -165,6 +165,10 @@ impl Recipe {
         if let Some(index) = stages.iter().position(|stage| threads(stage) != threads(&stages[0])) {
             problems.add(&format!("stage[{index}].training.threads"), "expected the same number in all stages");
         }
+        let device = |stage: &Stage| stage.config.training.device;
+        if let Some(index) = stages.iter().position(|stage| device(stage) != device(&stages[0])) {
+            problems.add(&format!("stage[{index}].training.device"), "expected the same device in all stages");
+        }
     }
 
     /// What each run finds wrong, at the key where it can be put right.
