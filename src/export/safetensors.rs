@@ -8,10 +8,12 @@
 use crate::checkpoint::lock::same_file;
 use crate::error::{Error, Result};
 use crate::model::{RawTensor, StoredDtype};
+use crate::ops::Bytes;
 use serde_json::{json, Map, Value};
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{File, TryLockError};
 use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// Largest shard that is written by default, in bytes (what transformers does).
@@ -45,14 +47,34 @@ impl TensorSpec {
         self.at_most || !self.bytes().is_multiple_of(8)
     }
 
-    fn fits(&self, tensor: &RawTensor) -> bool {
-        let shape = match self.at_most {
-            true => tensor.shape.len() == 1 && tensor.shape[0] <= self.shape[0],
-            false => tensor.shape == self.shape,
+    fn fits(&self, dtype: StoredDtype, shape: &[usize]) -> bool {
+        let fits = match self.at_most {
+            true => shape.len() == 1 && shape[0] <= self.shape[0],
+            false => shape == self.shape,
         };
-        shape && tensor.dtype == self.dtype
+        fits && dtype == self.dtype
     }
 }
+
+/// A tensor that comes in pieces.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PieceTensor {
+    /// Element type.
+    pub dtype: StoredDtype,
+    /// Dimensions, outermost first.
+    pub shape: Vec<usize>,
+    /// Pieces begin at multiples of so many bytes.
+    pub unit: usize,
+}
+
+impl PieceTensor {
+    fn bytes(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.dtype.size()
+    }
+}
+
+/// Makes the bytes of a range of a tensor.
+pub type FillPiece<'a> = &'a (dyn Fn(Range<usize>, &mut [u8]) -> Result<()> + Sync);
 
 /// A file that was written, synced and read back.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,6 +163,19 @@ impl ShardWriter {
     ///
     /// Errors: it is not the planned one; what the file system says; a shard that reads back differently.
     pub fn write(&mut self, name: &str, tensor: &RawTensor) -> Result<()> {
+        self.next(name, tensor.bytes.len(), |open| open.write(name, tensor))
+    }
+
+    /// Writes the next tensor of the plan out of pieces, each of which `fill` makes (the bytes of the range) while the one
+    /// before it is hashed and written. They begin at multiples of the unit.
+    ///
+    /// Errors: as [`ShardWriter::write`]; what `fill` finds.
+    pub fn write_pieces(&mut self, name: &str, tensor: PieceTensor, fill: FillPiece<'_>) -> Result<()> {
+        let bytes = tensor.bytes();
+        self.next(name, bytes, |open| open.write_pieces(name, tensor, fill))
+    }
+
+    fn next(&mut self, name: &str, bytes: usize, write: impl FnOnce(&mut OpenShard) -> Result<()>) -> Result<()> {
         let mut open = match self.open.take() {
             Some(open) => open,
             None => match self.planned.pop() {
@@ -148,9 +183,9 @@ impl ShardWriter {
                 None => return Err(Error::file(&self.folder, format!("tensor {name} is not planned"))),
             },
         };
-        open.write(name, tensor)?;
+        write(&mut open)?;
         self.placed.insert(name.to_string(), open.shard.name.clone());
-        self.tensor_bytes += tensor.bytes.len() as u64;
+        self.tensor_bytes += bytes as u64;
         if open.next == open.shard.tensors.len() {
             self.closed.push(open.close()?);
         } else {
@@ -251,13 +286,22 @@ struct OpenShard {
     held: Vec<(String, RawTensor)>,
     /// Bytes of data so far.
     position: u64,
+    /// Bytes of data that are in the file and the hash.
+    written: u64,
     /// The header, where the plan alone decides it: then the hash covers the whole file from the start.
     planned_header: Option<Vec<u8>>,
     /// Over the data, behind the planned header.
     hasher: blake3::Hasher,
     /// Bytes of data that the system was asked to bring to the disk.
     begun: u64,
+    /// The last piece, which is part of `position` and not yet of the file and the hash.
+    waiting: Vec<u8>,
+    /// Memory of the next piece.
+    spare: Vec<u8>,
 }
+
+/// Bytes that are made, hashed and written at a time: they stay in a cache from one to the other.
+const PIECE: usize = 4 << 20;
 
 /// Data that the system is asked to bring to the disk at a time, so that little is left for the sync in the end.
 const WRITE_BACK: u64 = 64 << 20;
@@ -286,37 +330,92 @@ impl OpenShard {
             header: empty_header(),
             held: Vec::new(),
             position: 0,
+            written: 0,
             planned_header,
             hasher,
             begun: 0,
+            waiting: Vec::new(),
+            spare: Vec::new(),
         })
     }
 
     fn write(&mut self, name: &str, tensor: &RawTensor) -> Result<()> {
-        let spec = &self.shard.tensors[self.next];
-        if spec.name != name || !spec.fits(tensor) {
-            let found = format!("{name} {} {:?}", tensor.dtype.name(), tensor.shape);
-            let expected = format!("{} {} {:?}", spec.name, spec.dtype.name(), spec.shape);
-            return Err(Error::file(&self.partial.path, format!("next tensor: expected {expected}, found {found}")));
-        }
-        self.next += 1;
-        if spec.is_held() {
+        if self.begin_tensor(name, tensor.dtype, &tensor.shape)? {
             self.held.push((name.to_string(), tensor.clone()));
             return Ok(());
         }
         self.append(name, tensor)
     }
 
+    fn write_pieces(&mut self, name: &str, tensor: PieceTensor, fill: FillPiece<'_>) -> Result<()> {
+        let PieceTensor { dtype, shape, unit } = &tensor;
+        let bytes = tensor.bytes();
+        if self.begin_tensor(name, *dtype, shape)? {
+            let mut filled = Ok(());
+            let held = Bytes::filled(bytes, |to| filled = fill(0..bytes, to));
+            self.held.push((name.to_string(), RawTensor { dtype: *dtype, shape: shape.clone(), bytes: held }));
+            return filled;
+        }
+        let unit = (*unit).max(1);
+        let most = (PIECE / unit).max(1).saturating_mul(unit);
+        for start in (0..bytes).step_by(most) {
+            let range = start..bytes.min(start + most);
+            let mut piece = std::mem::take(&mut self.spare);
+            piece.resize(range.len(), 0);
+            let (filled, written) = rayon::join(|| fill(range, &mut piece), || self.write_waiting());
+            written?;
+            filled?;
+            self.waiting = piece;
+        }
+        self.place(name, *dtype, shape, bytes);
+        Ok(())
+    }
+
+    /// Compares a tensor with the plan; whether it waits for the end of the shard.
+    fn begin_tensor(&mut self, name: &str, dtype: StoredDtype, shape: &[usize]) -> Result<bool> {
+        let spec = &self.shard.tensors[self.next];
+        if spec.name != name || !spec.fits(dtype, shape) {
+            let found = format!("{name} {} {shape:?}", dtype.name());
+            let expected = format!("{} {} {:?}", spec.name, spec.dtype.name(), spec.shape);
+            return Err(Error::file(&self.partial.path, format!("next tensor: expected {expected}, found {found}")));
+        }
+        self.next += 1;
+        Ok(spec.is_held())
+    }
+
     fn append(&mut self, name: &str, tensor: &RawTensor) -> Result<()> {
+        self.write_waiting()?;
         let bytes: &[u8] = &tensor.bytes;
+        bytes.chunks(PIECE).try_for_each(|piece| self.put(piece))?;
+        self.place(name, tensor.dtype, &tensor.shape, bytes.len());
+        Ok(())
+    }
+
+    /// Gives a tensor the next place.
+    fn place(&mut self, name: &str, dtype: StoredDtype, shape: &[usize], bytes: usize) {
+        let end = self.position + bytes as u64;
+        self.header.insert(name.to_string(), header_entry(dtype, shape, self.position, end));
+        self.position = end;
+    }
+
+    fn write_waiting(&mut self) -> Result<()> {
+        let piece = std::mem::take(&mut self.waiting);
+        self.put(&piece)?;
+        if !piece.is_empty() {
+            self.spare = piece;
+        }
+        Ok(())
+    }
+
+    /// Writes and hashes the next bytes of the data.
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
         self.file.write_all(bytes).map_err(|e| Error::io(&self.partial.partial, "write", e))?;
         hash(&mut self.hasher, bytes);
-        let end = self.position + bytes.len() as u64;
-        self.header.insert(name.to_string(), header_entry(tensor.dtype, &tensor.shape, self.position, end));
-        self.position = end;
-        if end - self.begun >= WRITE_BACK {
-            begin_write_back(self.file.get_ref(), 8 + self.header_space as u64 + self.begun, end - self.begun);
-            self.begun = end;
+        self.written += bytes.len() as u64;
+        if self.written - self.begun >= WRITE_BACK {
+            let start = 8 + self.header_space as u64 + self.begun;
+            begin_write_back(self.file.get_ref(), start, self.written - self.begun);
+            self.begun = self.written;
         }
         Ok(())
     }
@@ -325,6 +424,7 @@ impl OpenShard {
     fn close(mut self) -> Result<(PartialFile, WrittenFile)> {
         let mut held = std::mem::take(&mut self.held);
         held.sort_by_key(|(_, tensor)| std::cmp::Reverse(tensor.dtype.size()));
+        self.write_waiting()?;
         for (name, tensor) in held {
             self.append(&name, &tensor)?;
         }

@@ -34,6 +34,56 @@ fn write(folder: &Path, tensors: &[(&str, RawTensor)], shard_bytes: u64) -> Resu
     writer.finish()
 }
 
+/// Small, odd and of several pieces, between whole ones.
+#[test]
+fn tensors_in_pieces_give_the_file_of_whole_ones() {
+    let mut tensors = mixed();
+    tensors.insert(2, ("large", tensor(StoredDtype::Bf16, &[1300, 5000], 8)));
+    tensors.insert(4, ("larger", tensor(StoredDtype::F32, &[3001, 1000], 9)));
+    let (whole, pieces) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for shard_bytes in [u64::MAX, 1] {
+        let expected = write(whole.path(), &tensors, shard_bytes).unwrap();
+        let groups = tensors.iter().map(|(name, tensor)| vec![spec(name, tensor)]).collect();
+        let mut writer = ShardWriter::new(pieces.path(), "model", groups, shard_bytes).unwrap();
+        for (index, (name, tensor)) in tensors.iter().enumerate() {
+            let unit = tensor.shape.last().copied().unwrap_or(1) * tensor.dtype.size() * 3;
+            let piece = PieceTensor { dtype: tensor.dtype, shape: tensor.shape.clone(), unit };
+            let fill = |range: Range<usize>, bytes: &mut [u8]| {
+                assert!(range.start.is_multiple_of(unit));
+                bytes.copy_from_slice(&tensor.bytes[range]);
+                Ok(())
+            };
+            match index % 4 {
+                1 => writer.write(name, tensor).unwrap(),
+                _ => writer.write_pieces(name, piece, &fill).unwrap(),
+            }
+        }
+        assert_eq!(writer.finish().unwrap(), expected);
+    }
+}
+
+#[test]
+fn a_piece_that_fails_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let large = tensor(StoredDtype::F32, &[3000, 1000], 1);
+    let mut writer = ShardWriter::new(folder.path(), "model", vec![vec![spec("large", &large)]], 1).unwrap();
+    let piece = PieceTensor { dtype: StoredDtype::F32, shape: vec![3000, 1000], unit: 4000 };
+    let fill = |range: Range<usize>, _: &mut [u8]| match range.start {
+        0 => Ok(()),
+        _ => Err(Error::failed("on purpose")),
+    };
+    assert_eq!(writer.write_pieces("large", piece.clone(), &fill).unwrap_err().message(), "on purpose");
+    let other = PieceTensor { shape: vec![1000, 3000], ..piece };
+    drop(writer);
+    assert_eq!(names(folder.path()), Vec::<String>::new());
+    let mut writer = ShardWriter::new(folder.path(), "model", vec![vec![spec("large", &large)]], 1).unwrap();
+    assert!(writer
+        .write_pieces("large", other, &fill)
+        .unwrap_err()
+        .message()
+        .contains("expected large F32 [3000, 1000]"));
+}
+
 fn names(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).unwrap();
     let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();

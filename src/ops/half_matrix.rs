@@ -88,7 +88,7 @@ pub fn round(values: &mut [f32]) {
 
 /// The nearest bf16, as an f32. For use inside a [`kernel!`] body, like the two below.
 #[inline(always)]
-pub(super) fn rounded(value: f32) -> f32 {
+pub(crate) fn rounded(value: f32) -> f32 {
     let bits = value.to_bits();
     let nearest = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
     f32::from_bits((if value.is_nan() { bits | 0x0040_0000 } else { nearest }) & 0xffff_0000)

@@ -25,6 +25,9 @@ fn cases() -> Vec<Case> {
         add("nt", storage, (512, 2048, 5632));
         add("nn", storage, (512, 5632, 2048));
     }
+    // The head of SmolLM2-135M, half of 512 rows.
+    add("nt", "bf16", (256, 576, 49152));
+    add("nn", "bf16", (256, 49152, 576));
     for rows in [1, 2, 4, 8, 9, 12, 16, 20, 24, 32, 64, 128] {
         add("nt", "nf4", (rows, 2048, 5632));
         add("nn", "nf4", (rows, 5632, 2048));

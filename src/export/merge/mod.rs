@@ -1,7 +1,7 @@
 //! An adapter folded into its base: a folder that `transformers` loads without PEFT.
 //!
-//! Arithmetic in f32, each value rounded once; one tensor in memory at a time (the next is merged while the last is
-//! written). The folder appears when it is complete and has been read back. Reference: PEFT `merge_and_unload`.
+//! Arithmetic in f32, each value rounded once; a few rows in memory at a time (the next are merged while the last are
+//! hashed and written). The folder appears when it is complete and has been read back. Reference: PEFT `merge_and_unload`.
 
 pub(super) mod plan;
 mod tensor;
@@ -12,8 +12,8 @@ use crate::adapter::peft::{self, PeftAdapter};
 use crate::checkpoint::AtomicFolder;
 use crate::error::{Error, Result};
 use crate::model::weights::{base_hash, HashDepth};
-use crate::model::{Checkpoint, ModelConfig, OpenModel, RawTensor};
-use plan::{Item, Plan};
+use crate::model::{Checkpoint, ModelConfig, OpenModel};
+use plan::Plan;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -109,24 +109,10 @@ fn write(
 ) -> Result<u64> {
     let groups = plan.items.iter().map(|item| vec![item.spec()]).collect();
     let mut writer = ShardWriter::new(folder, "model", groups, shard_bytes)?;
-    let mut ready: Option<(&Item<'_>, RawTensor)> = None;
-    let mut done = 0;
-    for item in plan.items.iter().map(Some).chain([None]) {
-        let prepare = || item.map(|item| item.read(plan.base)).transpose();
-        let write = || {
-            ready.iter().try_for_each(|(item, tensor)| {
-                writer.write(&item.name, tensor)?;
-                item.release(plan.base);
-                Ok(())
-            })
-        };
-        let (next, written) = rayon::join(prepare, write);
-        written?;
-        if let Some((item, _)) = &ready {
-            done += 1;
-            progress(done, plan.items.len(), &item.name);
-        }
-        ready = item.zip(next?);
+    for (index, item) in plan.items.iter().enumerate() {
+        item.write(plan.base, &mut writer)?;
+        item.release(plan.base);
+        progress(index + 1, plan.items.len(), &item.name);
     }
     Ok(writer.finish()?.tensor_bytes)
 }

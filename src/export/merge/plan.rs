@@ -2,11 +2,12 @@
 //!
 //! Invariant: an item that was planned is there in the base or the adapter, with the model's shape.
 
-use super::{tensor, MergeDtype};
+use super::tensor::{self, Merged};
+use super::MergeDtype;
 use crate::adapter::peft::{LinearAdapter, PeftAdapter, SavedWeight, EMBEDDING, HEAD};
 use crate::error::{Error, Result};
 use crate::export::quantize::natural_key;
-use crate::export::safetensors::TensorSpec;
+use crate::export::safetensors::{PieceTensor, ShardWriter, TensorSpec};
 use crate::model::weights::check_finite;
 use crate::model::{ModelConfig, RawTensor, StoredDtype, StoredTensors};
 use crate::ops::{MatRef, WeightRef};
@@ -150,6 +151,31 @@ impl<'a> Item<'a> {
         self.merged(base).map_err(|error| error.at(place()))
     }
 
+    /// Writes its merged values, a few rows at a time where they have to be computed.
+    ///
+    /// # Errors
+    /// As [`Item::read`]; what [`ShardWriter`] finds.
+    pub fn write(&self, base: &dyn StoredTensors, writer: &mut ShardWriter) -> Result<()> {
+        let place = || format!("{}: tensor {}", base.path_of(&self.name).display(), self.name);
+        let mut written = Ok(());
+        let read = self.with_merged(base, |found| {
+            written = match found {
+                Found::Tensor(tensor) => writer.write(&self.name, &tensor),
+                Found::Merged(merged) => {
+                    let row = merged.row_bytes().max(1);
+                    let unit = merged.rows_of_task() * row;
+                    let tensor = PieceTensor { dtype: merged.dtype.into(), shape: self.shape.clone(), unit };
+                    writer.write_pieces(&self.name, tensor, &|range, piece| {
+                        let filled = merged.rows(range.start / row..range.end / row, piece);
+                        filled.map_err(|error| error.at(place()))
+                    })
+                }
+            };
+            Ok(())
+        });
+        read.map_err(|error| error.at(place())).and(written)
+    }
+
     /// Lets go of the base's pages that were read for it, once it is written.
     pub fn release(&self, base: &dyn StoredTensors) {
         base.release(match &self.source {
@@ -159,27 +185,47 @@ impl<'a> Item<'a> {
     }
 
     fn merged(&self, base: &dyn StoredTensors) -> Result<RawTensor> {
-        let Some(dtype) = self.dtype else { return base.get(&self.name) };
+        self.with_merged(base, |found| match found {
+            Found::Tensor(tensor) => Ok(tensor),
+            Found::Merged(merged) => merged.whole(),
+        })
+    }
+
+    /// Hands its values to `then`: as they are, or as what is to be computed.
+    fn with_merged<T>(&self, base: &dyn StoredTensors, then: impl FnOnce(Found<'_>) -> Result<T>) -> Result<T> {
+        let Some(dtype) = self.dtype else { return then(Found::Tensor(base.get(&self.name)?)) };
         match &self.source {
             Source::Stored(name) => {
                 let tensor = base.get(name)?;
                 check_finite(name, &tensor)?;
-                tensor::convert(&tensor, dtype)
+                then(Found::Tensor(tensor::convert(&tensor, dtype)?))
             }
             Source::Saved(weight) => {
-                tensor::merge(WeightRef::F32(MatRef::new(&weight.values, weight.rows, weight.cols)), None, dtype)
+                let weight = WeightRef::F32(MatRef::new(&weight.values, weight.rows, weight.cols));
+                then(Found::Merged(Merged { weight, delta: None, dtype }))
             }
             Source::Linear { shape: [rows, cols], adapter } => {
                 let delta = adapter.map(LinearAdapter::delta);
                 if let Some(matrix) = base.nf4(&self.name, *rows, *cols)? {
-                    return tensor::merge(WeightRef::Nf4(&matrix), delta, dtype);
+                    return then(Found::Merged(Merged { weight: WeightRef::Nf4(&matrix), delta, dtype }));
                 }
                 let tensor = base.get(&self.name)?;
                 match tensor.values() {
-                    Some(values) => tensor::merge(tensor::weight_ref(values, *rows, *cols), delta, dtype),
-                    None => Ok(tensor),
+                    Some(values) => {
+                        let weight = tensor::weight_ref(values, *rows, *cols);
+                        then(Found::Merged(Merged { weight, delta, dtype }))
+                    }
+                    None => then(Found::Tensor(tensor)),
                 }
             }
         }
     }
+}
+
+/// What an item's source holds.
+enum Found<'a> {
+    /// Values that are written as they are.
+    Tensor(RawTensor),
+    /// Values that are computed row by row.
+    Merged(Merged<'a>),
 }

@@ -4,7 +4,7 @@ use super::*;
 use crate::adapter::peft::{CONFIG_FILE, EMBEDDING, HEAD, PROVENANCE_FILE, TENSOR_FILE};
 use crate::export::quantize_folder;
 use crate::export::safetensors::TensorSpec;
-use crate::model::StoredDtype;
+use crate::model::{RawTensor, StoredDtype};
 use crate::ops::testing::{assert_same_in_every_pool, normal};
 use crate::ops::Bytes;
 use crate::quant::QuantConfig;

@@ -266,13 +266,16 @@ struct Words {
     /// `[head_dim / 2, BLOCK]`: neighbours of a query, scaled, and of an output gradient.
     queries_transposed: Matrix,
     dout_transposed: Matrix,
-    /// `[BLOCK / 2, padded]`: two queries, two output gradients, two keys.
+    /// `[BLOCK / 2, padded]`: two queries, two output gradients.
     queries: Matrix,
     dout: Matrix,
+    /// `[length / 2, padded]`: two keys.
     keys: Matrix,
-    /// `[BLOCK, row]`: neighbours of a key, of a value.
+    /// `[length, row]`: neighbours of a key, of a value.
     key_rows: Matrix,
     value_rows: Matrix,
+    /// Keys and values that are words already: all queries of a piece share them.
+    converted: usize,
     /// `[BLOCK, BLOCK / 2]`: two queries.
     scores: Matrix,
     gradients: Matrix,
@@ -281,7 +284,8 @@ struct Words {
 }
 
 impl Words {
-    fn new(head_dim: usize, padded: usize) -> Words {
+    /// For a segment of `length` rows.
+    fn new(head_dim: usize, padded: usize, length: usize) -> Words {
         let (arena, row) = (scratch(), row_words(head_dim));
         let pairs = || arena.matrix(BLOCK / 2, padded);
         let (transposed, half) = (|| arena.matrix(head_dim.div_ceil(2), BLOCK), || arena.matrix(BLOCK, BLOCK / 2));
@@ -291,9 +295,10 @@ impl Words {
             dout_transposed: transposed(),
             queries: pairs(),
             dout: pairs(),
-            keys: pairs(),
-            key_rows: arena.matrix(BLOCK, row),
-            value_rows: arena.matrix(BLOCK, row),
+            keys: arena.matrix(length.div_ceil(2), padded),
+            key_rows: arena.matrix(length, row),
+            value_rows: arena.matrix(length, row),
+            converted: 0,
             scores: half(),
             gradients: half(),
             gradients_of_keys: arena.matrix(BLOCK / 2, BLOCK),
@@ -302,7 +307,7 @@ impl Words {
 }
 
 impl Tiles {
-    fn new(with: Arithmetic, head_dim: usize, padded: usize) -> Tiles {
+    fn new(with: Arithmetic, head_dim: usize, padded: usize, length: usize) -> Tiles {
         let arena = scratch();
         Tiles {
             queries_transposed: arena.matrix(head_dim, BLOCK),
@@ -313,7 +318,7 @@ impl Tiles {
             dq: arena.matrix(BLOCK, padded),
             scores: arena.matrix(BLOCK, BLOCK),
             gradients: arena.matrix(BLOCK, BLOCK),
-            words: with.is_pairs().then(|| Words::new(head_dim, padded)),
+            words: with.is_pairs().then(|| Words::new(head_dim, padded, length)),
         }
     }
 }
@@ -345,7 +350,7 @@ impl<'a> Piece<'a> {
             values: view(problem.saved.inputs.v),
             padded,
             sums: Sums { dk: arena.matrix(length, padded), dv: arena.matrix(length, padded), rows: 0 },
-            tiles: Tiles::new(with, head_dim, padded),
+            tiles: Tiles::new(with, head_dim, padded, length),
         }
     }
 
@@ -411,6 +416,7 @@ impl<'a> Piece<'a> {
 
     /// The tile of `count` keys from `first` on: adds its part to dq of the block and to dk and dv of the piece.
     fn tile(&mut self, block: &QueryBlock, first: usize, count: usize) {
+        self.convert(first, count);
         self.scores(block, first, count);
         let tile = block.limits.tile(first, count);
         let (with, padded, lanes, width) = (self.with, self.padded, block.queries.len(), tile.width);
@@ -430,14 +436,13 @@ impl<'a> Piece<'a> {
                 neighbours(rows(scores), width / 2, &mut words.scores);
                 neighbours(rows(gradients), width / 2, &mut words.gradients);
                 interleaved(rows(gradients), width, &mut words.gradients_of_keys);
-                interleaved(self.keys.source(first, count), padded, &mut words.keys);
                 Operands {
                     scores: &words.scores,
                     gradients: &words.gradients,
                     gradients_of_keys: &words.gradients_of_keys,
                     queries: &words.queries,
                     dout: &words.dout,
-                    keys: Right { data: &words.keys, row: padded },
+                    keys: Right { data: &words.keys[first / 2 * padded..], row: padded },
                 }
             }
         };
@@ -466,6 +471,16 @@ impl<'a> Piece<'a> {
         }
     }
 
+    /// Makes words of the keys and values of a tile unless an item before has. Items go over the keys from the first on.
+    fn convert(&mut self, first: usize, count: usize) {
+        let Some(words) = self.tiles.words.as_mut().filter(|words| words.converted < first + count) else { return };
+        let (keys, values) = (self.keys.source(first, count), self.values.source(first, count));
+        neighbours(keys, words.row, &mut words.key_rows[first * words.row..]);
+        neighbours(values, words.row, &mut words.value_rows[first * words.row..]);
+        interleaved(keys, self.padded, &mut words.keys[first / 2 * self.padded..]);
+        words.converted = first + count;
+    }
+
     /// Fills the tiles of scores and of do·v.
     fn scores(&mut self, block: &QueryBlock, first: usize, count: usize) {
         let tile = block.limits.tile(first, count);
@@ -474,10 +489,9 @@ impl<'a> Piece<'a> {
         let (keys, values, queries, dout): (Left<'_>, Left<'_>, &[f32], &[f32]) = match words {
             None => (self.keys.left(first), self.values.left(first), queries_transposed, dout_transposed),
             Some(words) => {
-                neighbours(self.keys.source(first, count), words.row, &mut words.key_rows);
-                neighbours(self.values.source(first, count), words.row, &mut words.value_rows);
+                let start = first * words.row;
                 let left = |data| Left { data, row: words.row, step: 1 };
-                let (keys, values) = (left(&words.key_rows), left(&words.value_rows));
+                let (keys, values) = (left(&words.key_rows[start..]), left(&words.value_rows[start..]));
                 (keys, values, &words.queries_transposed, &words.dout_transposed)
             }
         };

@@ -4,11 +4,11 @@
 //! packed once for all the A that it is multiplied with. A job is one panel's width of a group (and a range of rows,
 //! where columns alone give too few jobs). It computes all terms in order, so they may add up in the same C, which then
 //! stays in the cache. So a weight is dequantised once a product however many rows there are, and never exists outside
-//! a panel.
+//! a panel. Where the reduction is very deep, a job is a few panels, so that they share the A of a depth block.
 
 use super::kernel::{Kernels, Tile};
 use super::operand::{prepare, Left, Rows, Target};
-use super::pack_dense::{Panel, Source, STRIPS};
+use super::pack_dense::{fetch_to_write, Panel, Source, STRIPS};
 use super::plan::{deepest_words, depth_blocks, Cuts, ALONE};
 use super::scratch::Scratch;
 use super::Store;
@@ -27,6 +27,15 @@ const IN_PLACE_ROWS: usize = 64;
 
 /// Rows multiplied between two fetches for the next panel: whole tiles of every height that the kernels prefer.
 const ROWS_PER_FETCH: usize = 24;
+
+/// Depth blocks from which on a job takes several panels.
+const DEEP_BLOCKS: usize = 8;
+
+/// Most panels of a job.
+const WIDEST_JOB: usize = 3;
+
+/// Values of a result that no cache holds: its lines are asked for before the products that they receive.
+const LARGE_RESULT: usize = 4 << 20;
 
 /// `C (+)= alpha · A · B`.
 pub(super) struct Product<'a> {
@@ -118,6 +127,8 @@ pub(super) fn run(product: Product<'_>) {
 /// How a group is cut.
 struct Plan {
     panels: Cuts,
+    /// Panels of a job.
+    wide: usize,
     row_parts: usize,
     /// Jobs of all groups before this one.
     before: usize,
@@ -140,8 +151,10 @@ pub(super) fn run_groups(kernels: &Kernels, groups: &[Group<'_>]) {
             let rows = uses.map(|one| one.rows).max().unwrap_or(0);
             let wanted = (JOBS_PER_THREAD * threads).div_ceil(panels.max(1));
             let row_parts = if threads == 1 { 1 } else { wanted.min(rows / ROWS_PER_JOB).max(1) };
-            let plan = Plan { panels: cuts(group), row_parts, before: jobs };
-            jobs += plan.panels.count * row_parts;
+            let panels = cuts(group);
+            let wide = wide(group, panels.count, threads, kernels.per_word());
+            let plan = Plan { panels, wide, row_parts, before: jobs };
+            jobs += plan.panels.count.div_ceil(plan.wide) * row_parts;
             plan
         })
         .collect();
@@ -149,65 +162,84 @@ pub(super) fn run_groups(kernels: &Kernels, groups: &[Group<'_>]) {
         let index = plans.partition_point(|plan| plan.before <= job) - 1;
         let (group, plan) = (&groups[index], &plans[index]);
         let job = job - plan.before;
-        let columns = plan.panels.get(job / plan.row_parts);
-        Job { kernels, columns, part: (job % plan.row_parts, plan.row_parts) }.run(&group.terms);
+        let first = job / plan.row_parts * plan.wide;
+        let panels = (plan.panels, first..plan.panels.count.min(first + plan.wide));
+        Job { kernels, panels, part: (job % plan.row_parts, plan.row_parts) }.run(&group.terms);
     });
 }
 
-/// All terms of a panel's width of columns.
+/// Panels that a job of a group does side by side: several where the reduction is so deep that each panel reads all of A
+/// from memory again (the input gradient of a head), as long as every thread still gets jobs to choose from.
+fn wide(group: &Group<'_>, panels: usize, threads: usize, per_word: usize) -> usize {
+    let deep = group.terms.iter().any(|term| depth_blocks(term.depth, per_word).count >= DEEP_BLOCKS);
+    match deep {
+        true => (panels / (2 * threads)).clamp(1, WIDEST_JOB),
+        false => 1,
+    }
+}
+
+/// All terms of some panels' width of columns.
 struct Job<'a> {
     kernels: &'a Kernels,
-    columns: Range<usize>,
+    /// The panels, and which of them.
+    panels: (Cuts, Range<usize>),
     /// Which part of the rows, of how many.
     part: (usize, usize),
 }
 
 impl Job<'_> {
     fn run(&self, terms: &[Term<'_>]) {
-        if self.columns.is_empty() {
-            return;
-        }
         let mut scratch = Scratch::take(deepest_words() * self.kernels.panel_columns() + STRIPS);
         let (strips, panel) = scratch.words().split_at_mut(STRIPS);
-        let stride = self.columns.len().next_multiple_of(self.kernels.width);
         let mut pieces = terms.iter().flat_map(|term| {
             let blocks = depth_blocks(term.depth, self.kernels.per_word());
-            (0..blocks.count).map(move |block| (term, blocks.get(block)))
+            let panels = self.panels.1.clone().map(|panel| self.panels.0.get(panel));
+            let panels = panels.filter(|columns| !columns.is_empty());
+            (0..blocks.count)
+                .flat_map(move |block| panels.clone().map(move |columns| (term, blocks.get(block), columns)))
         });
         let mut next = pieces.next();
-        while let Some((term, depth)) = next {
+        while let Some((term, depth, columns)) = next {
+            let stride = columns.len().next_multiple_of(self.kernels.width);
             let rows: usize = term.uses.iter().map(|one| one.rows).sum();
-            let lying = (rows <= IN_PLACE_ROWS).then(|| term.source.in_place(self.kernels, &self.columns, &depth));
+            let lying = (rows <= IN_PLACE_ROWS).then(|| term.source.in_place(self.kernels, &columns, &depth));
             let b = lying.flatten().unwrap_or_else(|| {
-                let to = Panel { columns: self.columns.clone(), depth: depth.clone(), stride, to: &mut *panel, strips };
+                let to = Panel { columns: columns.clone(), depth: depth.clone(), stride, to: &mut *panel, strips };
                 term.source.pack(self.kernels, to);
                 (panel.as_ptr(), stride)
             });
             next = pieces.next();
             for (index, one) in term.uses.iter().enumerate() {
                 let coming = next.as_ref().filter(|_| index == 0);
-                self.tiles(b, one, &depth, coming.map(|(term, depth)| (&term.source, depth.clone())));
+                let coming = coming.map(|(term, depth, columns)| (&term.source, depth.clone(), columns.clone()));
+                self.tiles(b, one, (&columns, &depth), coming);
             }
         }
     }
 
-    /// All tiles of one panel, given by its first word and the words from one depth to the next. In between, what the next panel will be packed from is fetched.
+    /// All tiles of one panel, given by its first word and the words from one depth to the next. In between, what the
+    /// next panel will be packed from is fetched.
     fn tiles(
         &self,
         b: (*const f32, usize),
         one: &Use<'_>,
-        depth: &Range<usize>,
-        next: Option<(&Source<'_>, Range<usize>)>,
+        (columns, depth): (&Range<usize>, &Range<usize>),
+        next: Option<(&Source<'_>, Range<usize>, Range<usize>)>,
     ) {
         let per_word = self.kernels.per_word();
         let rows = Cuts::into(one.rows, 8, self.part.1).get(self.part.0);
         let groups = Cuts::at_most(rows.len(), ROWS_PER_FETCH, ROWS_PER_FETCH);
         for group in 0..groups.count {
             let part = groups.get(group);
-            if let Some((source, depth)) = &next {
-                source.fetch(self.columns.clone(), depth.clone(), group, groups.count);
+            if let Some((source, depth, columns)) = &next {
+                source.fetch(columns.clone(), depth.clone(), group, groups.count);
             }
             let first = rows.start + part.start;
+            if one.rows * one.stride > LARGE_RESULT && depth.start == 0 {
+                for row in first..first + part.len() {
+                    fetch_to_write(one.target.get().wrapping_add(row * one.stride + columns.start), columns.len());
+                }
+            }
             let tile = Tile {
                 depth: depth.len().div_ceil(per_word),
                 a: one.left.start.wrapping_add(first * one.left.stride + depth.start / per_word),
@@ -215,7 +247,7 @@ impl Job<'_> {
                 a_depth: 1,
                 b: b.0,
                 b_depth: b.1,
-                c: one.target.get().wrapping_add(first * one.stride + self.columns.start),
+                c: one.target.get().wrapping_add(first * one.stride + columns.start),
                 c_row: one.stride,
                 last: 0,
                 alpha: one.alpha,
@@ -223,7 +255,7 @@ impl Job<'_> {
             };
             // SAFETY: the rows exist in A and C, the columns in C, and the panel was packed for this depth or lies in B
             // in whole vectors; no other job has these rows and columns. The kernels are of this machine's path.
-            unsafe { self.kernels.run(tile, part.len(), self.columns.len()) };
+            unsafe { self.kernels.run(tile, part.len(), columns.len()) };
         }
     }
 }

@@ -130,6 +130,19 @@ fn fetch<T>(data: &[T], start: usize, count: usize) {
     let _ = (data, start, count);
 }
 
+/// Asks for the cache lines of `count` words that will be written.
+#[inline]
+pub(super) fn fetch_to_write(at: *const f32, count: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for offset in (0..count).step_by(16) {
+        use std::arch::x86_64::{_mm_prefetch, _MM_HINT_ET0};
+        // SAFETY: SSE is part of x86-64, and a prefetch never faults; where there is none for writing, it does nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(at.wrapping_add(offset).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (at, count);
+}
+
 /// Rounds to f16, nearest even, kept as f32; the same as `half`'s, without a branch.
 #[inline(always)]
 pub(super) fn round_f16(value: f32) -> f32 {

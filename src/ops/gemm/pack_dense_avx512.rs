@@ -12,6 +12,8 @@ use std::arch::x86_64::*;
 trait Element {
     /// One stored value.
     type Raw;
+    /// Whether values are bf16 already.
+    const IS_BF16: bool = false;
 
     /// The first values of 16 as f32, zero beyond them.
     ///
@@ -46,6 +48,7 @@ impl Element for F16 {
 
 impl Element for Bf16 {
     type Raw = u16;
+    const IS_BF16: bool = true;
 
     #[inline(always)]
     unsafe fn load(from: *const u16, mask: u16) -> __m512 {
@@ -54,6 +57,23 @@ impl Element for Bf16 {
             let bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
         }
+    }
+}
+
+/// Two pieces of 16 neighbours, or of two rows, as words: `low` in the first half.
+///
+/// # Safety
+/// As [`Element::load`].
+#[inline(always)]
+unsafe fn halves<E: Element>(low: (*const E::Raw, u16), high: (*const E::Raw, u16)) -> __m512i {
+    // SAFETY: by contract.
+    unsafe {
+        if E::IS_BF16 {
+            // As they are: subnormal values, which rounding makes zero, count as zero in the products too.
+            let load = |(from, mask): (*const E::Raw, u16)| _mm256_maskz_loadu_epi16(mask, from.cast());
+            return _mm512_inserti64x4::<1>(_mm512_castsi256_si512(load(low)), load(high));
+        }
+        narrow(E::load(low.0, low.1), E::load(high.0, high.1))
     }
 }
 
@@ -88,14 +108,14 @@ unsafe fn rows_as_depth<E: Element, const PAIRS: bool>(piece: &Piece<E::Raw>) {
             let to = piece.to.add(depth * piece.to_stride);
             for column in (0..piece.columns).step_by(16) {
                 let mask = first_lanes(piece.columns - column);
-                let even = E::load(row.add(column), mask);
                 if PAIRS {
                     let odd_mask = if 2 * depth + 1 < piece.rows { mask } else { 0 };
-                    let odd = E::load(row.wrapping_add(piece.from_stride + column), odd_mask);
-                    let words = _mm512_permutexvar_epi16(order, narrow(even, odd));
+                    let odd = row.wrapping_add(piece.from_stride + column);
+                    let words = halves::<E>((row.add(column), mask), (odd, odd_mask));
+                    let words = _mm512_permutexvar_epi16(order, words);
                     _mm512_mask_storeu_epi32(to.add(column).cast(), mask, words);
                 } else {
-                    _mm512_mask_storeu_ps(to.add(column), mask, even);
+                    _mm512_mask_storeu_ps(to.add(column), mask, E::load(row.add(column), mask));
                 }
             }
         }
@@ -120,11 +140,10 @@ unsafe fn rows_as_columns<E: Element, const PAIRS: bool>(piece: &Piece<E::Raw>) 
                 for (r, register) in block.iter_mut().enumerate() {
                     let row = (first + r).min(piece.rows - 1);
                     let from = piece.from.add(row * piece.from_stride + column);
-                    let values = E::load(from, mask);
                     *register = if PAIRS {
-                        narrow(values, E::load(from.wrapping_add(16), second_mask))
+                        halves::<E>((from, mask), (from.wrapping_add(16), second_mask))
                     } else {
-                        _mm512_castps_si512(values)
+                        _mm512_castps_si512(E::load(from, mask))
                     };
                 }
                 let words = (piece.columns - column).div_ceil(per_word);

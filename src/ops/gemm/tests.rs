@@ -183,6 +183,49 @@ fn every_path_equals_the_reference_for_deep_reductions() {
     compare(33, 1600, 50);
 }
 
+/// Several panels a job.
+#[test]
+fn the_input_gradient_of_a_head_equals_the_reference_on_any_number_of_threads() {
+    let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+    let (one, two) = (pool(1), pool(2));
+    let (_, weight) = Weight::all(12_500, 401).swap_remove(2);
+    for compute in [Compute::F32, Compute::Bf16] {
+        let expected = run(Form::Nn, None, 18, &weight, Store::set(compute));
+        for path in CpuPath::available() {
+            let alone = one.install(|| run(Form::Nn, Some(path), 18, &weight, Store::set(compute)));
+            let together = two.install(|| run(Form::Nn, Some(path), 18, &weight, Store::set(compute)));
+            assert_close(&alone, &expected, 1e-5, path.name());
+            let equal = alone.iter().zip(&together).all(|(a, b)| a.to_bits() == b.to_bits());
+            assert!(equal, "{compute:?} {}", path.name());
+        }
+    }
+}
+
+/// Of the words that bf16 weights are multiplied as, none is rounded on the way.
+#[test]
+fn bf16_weights_give_the_bits_of_their_values_in_f32() {
+    let (rows, cols, t) = (70, 130, 20);
+    let mut bits: Vec<u16> =
+        Numbers(5).values(rows * cols).iter().map(|&v| half::bf16::from_f32(v).to_bits()).collect();
+    // Zeros, subnormal numbers and the smallest normal one of either sign.
+    for (i, special) in [0, 0x8000, 1, 0x8001, 0x7f, 0x807f, 0x80, 0x8080].into_iter().enumerate() {
+        bits[i * 7] = special;
+        bits[cols * (i + 3)] = special;
+    }
+    let wide = bits.iter().map(|&bits| f32::from_bits(u32::from(bits) << 16)).collect();
+    let (narrow, wide) = (Weight::Bf16(bits, rows, cols), Weight::F32(wide, rows, cols, cols));
+    for form in [Form::Nt, Form::Nn] {
+        for compute in [Compute::F32, Compute::Bf16] {
+            for path in CpuPath::available() {
+                let [narrow, wide] =
+                    [&narrow, &wide].map(|weight| run(form, Some(path), t, weight, Store::set(compute)));
+                let equal = narrow.iter().zip(&wide).all(|(a, b)| a.to_bits() == b.to_bits());
+                assert!(equal, "{form:?} {compute:?} {}", path.name());
+            }
+        }
+    }
+}
+
 #[test]
 fn every_path_equals_the_reference_for_whole_blocks() {
     for (rows, cols) in [(5, 128), (20, 256), (21, 192), (3, 4096), (130, 64)] {
