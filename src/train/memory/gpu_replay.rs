@@ -5,7 +5,7 @@
 //! (`gpu_tests.rs`), for models without biases; these are counted together, to within a page each.
 
 use super::job::Job;
-use super::replay::{Ledger, LinearSizes, Loan};
+use super::replay::{Attention, FeedForward, Ledger, LinearSizes, Loan, Projected, Saved};
 use crate::model::cuda::head_chunk_rows;
 use crate::model::Keep;
 
@@ -64,31 +64,6 @@ pub fn step(job: &Job, keep: &[Keep]) -> GpuBytes {
 struct Replay<'a> {
     ledger: &'a Ledger,
     job: &'a Job,
-}
-
-/// Output of a linear and the low-rank values of its adapter.
-type Projected<'a> = (Loan<'a>, Option<Loan<'a>>);
-
-struct Attention<'a> {
-    inv_rms: Loan<'a>,
-    q: Projected<'a>,
-    k: Projected<'a>,
-    v: Projected<'a>,
-    attended: Loan<'a>,
-    lse: Loan<'a>,
-    o_hidden: Option<Loan<'a>>,
-}
-
-struct FeedForward<'a> {
-    middle: Loan<'a>,
-    middle_inv_rms: Loan<'a>,
-    gate: Projected<'a>,
-    up: Projected<'a>,
-}
-
-struct Saved<'a> {
-    x: Loan<'a>,
-    light: Option<(Attention<'a>, FeedForward<'a>)>,
 }
 
 impl<'a> Replay<'a> {
@@ -270,7 +245,7 @@ impl<'a> Replay<'a> {
 
     fn project(&self, linear: &LinearSizes, trains: bool) -> Projected<'a> {
         let y = self.rows(linear.rows);
-        (y, self.linear_forward(linear, trains))
+        Projected { y, hidden: self.linear_forward(linear, trains) }
     }
 
     fn linear_forward(&self, linear: &LinearSizes, trains: bool) -> Option<Loan<'a>> {

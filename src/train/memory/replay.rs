@@ -159,35 +159,35 @@ struct Replay<'a> {
     pieces: Vec<[usize; 2]>,
 }
 
-/// `block::Projected`.
-struct Projected<'a> {
-    y: Loan<'a>,
-    hidden: Option<Loan<'a>>,
+/// `block::Projected`; on a GPU the output of a linear and the low-rank values of its adapter.
+pub(super) struct Projected<'a> {
+    pub(super) y: Loan<'a>,
+    pub(super) hidden: Option<Loan<'a>>,
 }
 
 /// `block::Attention`.
-struct Attention<'a> {
-    inv_rms: Loan<'a>,
-    q: Projected<'a>,
-    k: Projected<'a>,
-    v: Projected<'a>,
-    attended: Loan<'a>,
-    lse: Loan<'a>,
-    o_hidden: Option<Loan<'a>>,
+pub(super) struct Attention<'a> {
+    pub(super) inv_rms: Loan<'a>,
+    pub(super) q: Projected<'a>,
+    pub(super) k: Projected<'a>,
+    pub(super) v: Projected<'a>,
+    pub(super) attended: Loan<'a>,
+    pub(super) lse: Loan<'a>,
+    pub(super) o_hidden: Option<Loan<'a>>,
 }
 
 /// `block::FeedForward`.
-struct FeedForward<'a> {
-    middle: Loan<'a>,
-    middle_inv_rms: Loan<'a>,
-    gate: Projected<'a>,
-    up: Projected<'a>,
+pub(super) struct FeedForward<'a> {
+    pub(super) middle: Loan<'a>,
+    pub(super) middle_inv_rms: Loan<'a>,
+    pub(super) gate: Projected<'a>,
+    pub(super) up: Projected<'a>,
 }
 
 /// `block::Saved`.
-struct Saved<'a> {
-    x: Loan<'a>,
-    light: Option<(Attention<'a>, FeedForward<'a>)>,
+pub(super) struct Saved<'a> {
+    pub(super) x: Loan<'a>,
+    pub(super) light: Option<(Attention<'a>, FeedForward<'a>)>,
 }
 
 impl<'a> Replay<'a> {

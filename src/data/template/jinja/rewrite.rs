@@ -22,12 +22,12 @@ const VALUES: usize = 1 << 16;
 struct Edit {
     start: usize,
     end: usize,
-    text: &'static str,
+    text: String,
 }
 
 impl Edit {
-    fn insert(place: usize, text: &'static str) -> Edit {
-        Edit { start: place, end: place, text }
+    fn insert(place: usize, text: impl Into<String>) -> Edit {
+        Edit { start: place, end: place, text: text.into() }
     }
 }
 
@@ -43,7 +43,7 @@ pub fn rewritten(source: &str, syntax: &SyntaxConfig) -> String {
             Token::BlockEnd => {
                 for Edit { start, end, text } in edits(&tag, span.start_offset as usize) {
                     result.push_str(&source[copied..start]);
-                    result.push_str(text);
+                    result.push_str(&text);
                     copied = end;
                 }
             }
@@ -56,9 +56,9 @@ pub fn rewritten(source: &str, syntax: &SyntaxConfig) -> String {
 
 /// What becomes of a tag with these tokens, which ends at `end`; from left to right.
 fn edits(tag: &[(Token<'_>, Span)], end: usize) -> Vec<Edit> {
-    let whole = |text| {
+    let whole = |text: &str| {
         let (start, end) = (tag[0].1.start_offset as usize, tag[0].1.end_offset as usize);
-        vec![Edit { start, end, text }]
+        vec![Edit { start, end, text: text.into() }]
     };
     match tag {
         [(Token::Ident("generation"), _)] => whole("call _generation()"),
@@ -71,9 +71,9 @@ fn edits(tag: &[(Token<'_>, Span)], end: usize) -> Vec<Edit> {
             }
             match operator.map(|place| &rest[place]) {
                 Some((Token::Assign, span)) => {
-                    vec![Edit::insert(span.end_offset as usize, "("), Edit::insert(end, ") | _held ")]
+                    vec![Edit::insert(span.end_offset as usize, "("), Edit::insert(end, format!(") | {HELD} "))]
                 }
-                _ => vec![Edit::insert(end, " | _held ")],
+                _ => vec![Edit::insert(end, format!(" | {HELD} "))],
             }
         }
         _ => Vec::new(),
