@@ -5,9 +5,11 @@
 
 use super::pass::Pass;
 use crate::adapter::LoraParams;
+use crate::ops::linear::cuda::GpuWeight;
 use crate::ops::linear::{Adapter, Dora, Linear};
 use crate::ops::{Bytes, MatRef, ParamId, ParamStore, RandomStream, WeightRef};
 use crate::quant::Nf4Matrix;
+use std::sync::Arc;
 
 /// Element type of a dense weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,12 +37,24 @@ pub enum Weight {
     },
     /// 4-bit and frozen.
     Nf4(Nf4Matrix),
+    /// Frozen and in the memory of a GPU, which alone can compute with it.
+    OnGpu(Arc<GpuWeight>),
     /// Trained: f32, in the parameter store.
     Trained(ParamId),
 }
 
 impl Weight {
-    /// Borrows the values.
+    /// Rows and columns.
+    pub fn shape(&self, params: &ParamStore) -> [usize; 2] {
+        match self {
+            Weight::Dense { rows, cols, .. } => [*rows, *cols],
+            Weight::Nf4(matrix) => [matrix.rows, matrix.cols],
+            Weight::OnGpu(weight) => [weight.rows(), weight.cols()],
+            Weight::Trained(id) => [params.get(*id).rows, params.get(*id).cols],
+        }
+    }
+
+    /// Borrows the values, which are not in a GPU's memory.
     pub fn view<'a>(&'a self, params: &'a ParamStore) -> WeightRef<'a> {
         match self {
             Weight::Dense { dtype: DenseDtype::F32, bytes, rows, cols } => {
@@ -53,6 +67,7 @@ impl Weight {
                 WeightRef::Bf16 { bits: bytes.as_u16(), rows: *rows, cols: *cols }
             }
             Weight::Nf4(matrix) => WeightRef::Nf4(matrix),
+            Weight::OnGpu(_) => unreachable!("a model loaded to a GPU computes there"),
             Weight::Trained(id) => {
                 let param = params.get(*id);
                 WeightRef::F32(MatRef::new(&param.value, param.rows, param.cols))
@@ -68,11 +83,12 @@ impl Weight {
         }
     }
 
-    /// Bytes that the frozen values take in memory (0 for a trained weight).
+    /// Bytes that the frozen values take in memory, the machine's or a GPU's (0 for a trained weight).
     pub fn frozen_bytes(&self) -> usize {
         match self {
             Weight::Dense { bytes, .. } => bytes.len(),
             Weight::Nf4(matrix) => matrix.stored_bytes(),
+            Weight::OnGpu(weight) => weight.bytes(),
             Weight::Trained(_) => 0,
         }
     }

@@ -1,9 +1,10 @@
 //! From tensors on disk to a model in memory: names, shapes, quantisation on load, what is trained.
 //!
 //! One tensor at a time is in flight: a linear is read from the map, checked for non-finite values, quantised, and only
-//! its codes stay in memory. Dense weights stay in the file mapping. Reference for the names: transformers `modeling_llama.py`.
+//! its codes stay in memory, or in a GPU's ([`super::cuda`]). Dense weights stay in the file mapping. Reference for the names: transformers `modeling_llama.py`.
 
 use super::block::Block;
+use super::cuda::{self, LinearStream};
 use super::hf_config::ModelConfig;
 use super::layer::{DenseDtype, LinearLayer, Vector, Weight};
 use super::llama::Llama;
@@ -11,6 +12,7 @@ use super::source::TensorSource;
 use super::weights::check_finite;
 use crate::adapter::{self, dora, LoraConfig};
 use crate::error::{Error, Result};
+use crate::ops::gpu::Gpu;
 use crate::ops::rope::RopeTable;
 use crate::ops::{Param, ParamKind, ParamStore, WeightRef};
 use crate::quant::file::{RawTensor, StoredDtype};
@@ -44,12 +46,22 @@ pub struct LoadOptions {
     pub seed: u64,
     /// Positions that the rotation table covers at first.
     pub positions: usize,
+    /// The GPU that is to compute: the blocks' linears go there as they are read, and are quantised there.
+    pub gpu: Option<Gpu>,
 }
 
 impl LoadOptions {
     /// For inference: the weights as they are stored.
     pub fn frozen(positions: usize) -> LoadOptions {
-        LoadOptions { quantize: None, train_all: false, train_embeddings: false, lora: None, seed: 0, positions }
+        LoadOptions {
+            quantize: None,
+            train_all: false,
+            train_embeddings: false,
+            lora: None,
+            seed: 0,
+            positions,
+            gpu: None,
+        }
     }
 
     /// For training with `method`.
@@ -61,35 +73,25 @@ impl LoadOptions {
             lora: (method != Method::Full).then(|| lora.clone()),
             seed,
             positions: 0,
+            gpu: None,
         }
     }
 }
 
 /// Loads a model and the store of everything trained in it. `progress` is told each finished layer and their number.
+///
+/// Errors: tensors that are missing, damaged or of another shape; with a GPU, what it cannot train, and its memory.
 pub fn load(
     config: &ModelConfig,
     source: &dyn TensorSource,
     options: &LoadOptions,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<(Llama, ParamStore)> {
-    let mut loader = Loader { config, source, options, params: ParamStore::default(), row_norms: Vec::new() };
-    let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-    let embedding = loader.dense("model.embed_tokens.weight", ParamKind::Embedding, vocab, hidden)?;
-    let mut blocks = Vec::with_capacity(config.layers);
-    for layer in 0..config.layers {
-        blocks.push(loader.block(layer)?);
-        progress(layer + 1, config.layers);
-    }
-    let norm = loader.vector("model.norm.weight", ParamKind::Norm, hidden)?;
-    let head = match config.tie_word_embeddings {
-        true => None,
-        false => Some(loader.dense("lm_head.weight", ParamKind::Head, vocab, hidden)?),
-    };
-    let rope = RopeTable::new(&config.rope, options.positions.max(1));
-    let Loader { params, row_norms, .. } = loader;
-    let dora = options.lora.as_ref().is_some_and(|lora| lora.dora);
-    let row_norms = if dora { row_norms } else { Vec::new() };
-    Ok((Llama { config: config.clone(), embedding, blocks, norm, head, rope, row_norms }, params))
+    let Some(gpu) = &options.gpu else { return Loader::new(config, source, options).load(progress) };
+    cuda::check_options(options)?;
+    cuda::with_linears(gpu, (config, source), options.quantize, |linears| {
+        Loader { linears: Some(linears), ..Loader::new(config, source, options) }.load(progress)
+    })
 }
 
 struct Loader<'a> {
@@ -98,9 +100,36 @@ struct Loader<'a> {
     options: &'a LoadOptions,
     params: ParamStore,
     row_norms: Vec<Option<Vec<f32>>>,
+    /// Linears that come by way of a GPU.
+    linears: Option<LinearStream<'a>>,
 }
 
-impl Loader<'_> {
+impl<'a> Loader<'a> {
+    fn new(config: &'a ModelConfig, source: &'a dyn TensorSource, options: &'a LoadOptions) -> Loader<'a> {
+        Loader { config, source, options, params: ParamStore::default(), row_norms: Vec::new(), linears: None }
+    }
+
+    fn load(mut self, progress: &mut dyn FnMut(usize, usize)) -> Result<(Llama, ParamStore)> {
+        let (config, options) = (self.config, self.options);
+        let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+        let embedding = self.dense("model.embed_tokens.weight", ParamKind::Embedding, vocab, hidden)?;
+        let mut blocks = Vec::with_capacity(config.layers);
+        for layer in 0..config.layers {
+            blocks.push(self.block(layer)?);
+            progress(layer + 1, config.layers);
+        }
+        let norm = self.vector("model.norm.weight", ParamKind::Norm, hidden)?;
+        let head = match config.tie_word_embeddings {
+            true => None,
+            false => Some(self.dense("lm_head.weight", ParamKind::Head, vocab, hidden)?),
+        };
+        let rope = RopeTable::new(&config.rope, options.positions.max(1));
+        let Loader { params, row_norms, .. } = self;
+        let dora = options.lora.as_ref().is_some_and(|lora| lora.dora);
+        let row_norms = if dora { row_norms } else { Vec::new() };
+        Ok((Llama { config: config.clone(), embedding, blocks, norm, head, rope, row_norms }, params))
+    }
+
     fn block(&mut self, layer: usize) -> Result<Block> {
         let config = self.config;
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
@@ -146,6 +175,9 @@ impl Loader<'_> {
     }
 
     fn linear_weight(&mut self, name: &str, rows: usize, cols: usize) -> Result<Weight> {
+        if let Some(linears) = &mut self.linears {
+            return linears.next(name, [rows, cols]);
+        }
         if let Some(matrix) = self.source.nf4(name, rows, cols)? {
             if self.options.train_all {
                 return Err(Error::usage(format!(

@@ -10,7 +10,7 @@ use crate::quant::{Nf4Matrix, SourceDtype};
 use std::path::Path;
 
 /// Where tensors come from: a checkpoint, a GGUF file, or values made up for a bench.
-pub trait TensorSource {
+pub trait TensorSource: Sync {
     /// The tensor `name`, which must have this shape.
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<RawTensor>;
     /// The linear weight `name` in NF4, if it is stored so.
@@ -20,7 +20,7 @@ pub trait TensorSource {
 }
 
 /// A model on disk.
-pub trait StoredTensors: TensorSource + Sync {
+pub trait StoredTensors: TensorSource {
     /// Every tensor, in name order.
     fn names(&self) -> Vec<&str>;
     /// dtype and shape in which [`StoredTensors::get`] gives a tensor, without reading it.

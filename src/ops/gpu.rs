@@ -41,6 +41,12 @@ impl Drop for Shared {
 #[derive(Clone)]
 pub struct Gpu(Arc<Shared>);
 
+impl std::fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Gpu({})", self.0.driver.name())
+    }
+}
+
 /// What a buffer holds.
 pub trait Element: Copy + Send + Sync + 'static {}
 impl Element for f32 {}

@@ -1,9 +1,9 @@
 //! NF4 on a GPU: quantising weights there, and a weight in GPU memory; see `nf4.cu`.
 //!
-//! Invariant: codes, scales and values equal those of the CPU bit for bit. The scales are quantised a second time on the
-//! CPU, which has bitsandbytes' exact table: they are 1/64 of the values.
+//! Invariant: codes, scales and values equal those of the CPU bit for bit. The table by which scales are quantised a
+//! second time is the CPU's; their mean is the CPU's sum, in its order.
 
-use super::double::double_quantize;
+use super::double::{code_table, dynamic_map_signed_8bit, NESTED_BLOCK, PART};
 use super::{Nf4Matrix, QuantConfig, Scales, SourceDtype, Values};
 use crate::device::cuda::Argument;
 use crate::error::{Error, Result};
@@ -44,6 +44,15 @@ impl GpuNf4 {
         Ok(GpuNf4 { rows: matrix.rows, cols: matrix.cols, block: matrix.block, codes, scales, dtype: matrix.dtype })
     }
 
+    /// Bytes that it takes.
+    pub fn bytes(&self) -> usize {
+        let scales = match &self.scales {
+            GpuScales::Plain(absmax) => 4 * absmax.len(),
+            GpuScales::Double { codes, nested, map, .. } => codes.len() + 4 * (nested.len() + map.len()),
+        };
+        self.codes.len() + scales
+    }
+
     /// Output features.
     pub fn rows(&self) -> usize {
         self.rows
@@ -80,6 +89,14 @@ impl GpuNf4 {
 }
 
 impl GpuScales {
+    /// Double quantised scales with this offset.
+    fn around(self, value: f32) -> GpuScales {
+        match self {
+            GpuScales::Double { codes, nested, map, .. } => GpuScales::Double { codes, nested, map, offset: value },
+            plain => plain,
+        }
+    }
+
     fn new(gpu: &Gpu, scales: &Scales) -> Result<GpuScales> {
         Ok(match scales {
             Scales::Plain(absmax) => GpuScales::Plain(gpu.upload(absmax.as_f32(), 1, absmax.len() / 4)?),
@@ -96,45 +113,101 @@ impl GpuScales {
     }
 }
 
-/// Quantises a `[rows, cols]` weight on the GPU. The values pass through GPU memory in their own dtype and leave it as
-/// soon as their codes are there.
+/// Quantises weights on a GPU, one after the other.
+pub struct Quantizer {
+    gpu: Gpu,
+    /// [`code_table`], once it was needed.
+    table: Option<Buffer<u8>>,
+}
+
+impl Quantizer {
+    /// One without memory of its own yet.
+    pub fn new(gpu: &Gpu) -> Quantizer {
+        Quantizer { gpu: gpu.clone(), table: None }
+    }
+
+    /// Quantises a `[rows, cols]` weight. Its values pass through the first bytes of `staging` in their own dtype.
+    ///
+    /// # Errors
+    /// As [`super::quantize()`]: a block size outside the format, a wrong number of values, a value that is not finite;
+    /// and the GPU's.
+    pub fn quantize(
+        &mut self,
+        values: Values<'_>,
+        [rows, cols]: [usize; 2],
+        config: QuantConfig,
+        staging: &Buffer<u8>,
+    ) -> Result<GpuNf4> {
+        config.check()?;
+        let (count, gpu) = (values.len(), &self.gpu);
+        if count == 0 || rows.checked_mul(cols) != Some(count) {
+            crate::bail!("expected the {rows} x {cols} values of a weight, found {count} values");
+        }
+        let source = staging.part(0, values.bytes().len());
+        source.write(values.bytes())?;
+        let blocks = count.div_ceil(config.block);
+        let (codes, absmax) = (gpu.buffer(1, count.div_ceil(2))?, gpu.buffer::<f32>(1, blocks)?);
+        let first_bad = gpu.upload(&[u64::MAX], 1, 1)?;
+        let arguments = [
+            source.pointer(),
+            stored(values.dtype()).into(),
+            (count as i64).into(),
+            (config.block as i32).into(),
+            codes.pointer(),
+            absmax.pointer(),
+            first_bad.pointer(),
+        ];
+        gpu.rows("nf4_quantize", blocks.div_ceil(THREADS as usize / 32), THREADS, &arguments)?;
+        let (scales, offset) = match config.double {
+            false => (GpuScales::Plain(absmax), None),
+            true => self.double_quantize(&absmax).map(|(scales, offset)| (scales, Some(offset)))?,
+        };
+        // The only wait: everything else of the next weight may be asked for while this one is worked on.
+        let bad = first_bad.read()?[0];
+        if bad != u64::MAX {
+            let (row, column) = (bad as usize / cols, bad as usize % cols);
+            let place = format!("flat index {bad} (row {row}, column {column})");
+            return Err(Error::failed(format!("the value at {place} is not finite"))
+                .hint("the weights are damaged: fetch the model again"));
+        }
+        let scales = match offset {
+            Some(offset) => scales.around(offset.read()?[0]),
+            None => scales,
+        };
+        Ok(GpuNf4 { rows, cols, block: config.block, codes, scales, dtype: values.dtype() })
+    }
+
+    /// The scales in 8 bits, and the offset that their kernels are still computing.
+    fn double_quantize(&mut self, absmax: &Buffer<f32>) -> Result<(GpuScales, Buffer<f32>)> {
+        let (gpu, count) = (&self.gpu, absmax.len());
+        let table = match self.table.take() {
+            Some(table) => table,
+            None => gpu.upload(code_table(), 1, code_table().len())?,
+        };
+        let parts = count.div_ceil(PART);
+        let (sums, offset) = (gpu.buffer::<f64>(1, parts)?, gpu.buffer::<f32>(1, 1)?);
+        let count_argument = Argument::from(count as i64);
+        gpu.rows("nf4_scale_sums", parts.div_ceil(32), 32, &[absmax.pointer(), count_argument, sums.pointer()])?;
+        let arguments = [sums.pointer(), (parts as i64).into(), count_argument, offset.pointer()];
+        gpu.rows("nf4_scale_mean", 1, 32, &arguments)?;
+        let blocks = count.div_ceil(NESTED_BLOCK);
+        let (codes, nested) = (gpu.buffer::<u8>(1, count)?, gpu.buffer::<f32>(1, blocks)?);
+        let map = gpu.upload(dynamic_map_signed_8bit(), 1, 256)?;
+        let arguments =
+            [absmax.pointer(), count_argument, offset.pointer(), table.pointer(), codes.pointer(), nested.pointer()];
+        gpu.rows("nf4_scale_codes", blocks, NESTED_BLOCK as u32, &arguments)?;
+        self.table = Some(table);
+        Ok((GpuScales::Double { codes, nested, map, offset: 0.0 }, offset))
+    }
+}
+
+/// Quantises one `[rows, cols]` weight on the GPU, with memory for its values that is given back.
 ///
 /// # Errors
-/// As [`super::quantize()`]: a block size outside the format, a wrong number of values, a value that is not finite; and
-/// the GPU's.
+/// As [`Quantizer::quantize`].
 pub fn quantize(gpu: &Gpu, values: Values<'_>, rows: usize, cols: usize, config: QuantConfig) -> Result<GpuNf4> {
-    config.check()?;
-    let count = values.len();
-    if count == 0 || rows.checked_mul(cols) != Some(count) {
-        crate::bail!("expected the {rows} x {cols} values of a weight, found {count} values");
-    }
-    let dtype = values.dtype();
-    let bytes: &[u8] = values.bytes();
-    let source = gpu.upload(bytes, 1, bytes.len())?;
-    let blocks = count.div_ceil(config.block);
-    let (codes, absmax) = (gpu.buffer(1, count.div_ceil(2))?, gpu.buffer::<f32>(1, blocks)?);
-    let first_bad = gpu.upload(&[u64::MAX], 1, 1)?;
-    let arguments = [
-        source.pointer(),
-        stored(dtype).into(),
-        (count as i64).into(),
-        (config.block as i32).into(),
-        codes.pointer(),
-        absmax.pointer(),
-        first_bad.pointer(),
-    ];
-    gpu.rows("nf4_quantize", blocks.div_ceil(THREADS as usize / 32), THREADS, &arguments)?;
-    let bad = first_bad.read()?[0];
-    if bad != u64::MAX {
-        let (row, column) = (bad as usize / cols, bad as usize % cols);
-        return Err(Error::failed(format!("the value at flat index {bad} (row {row}, column {column}) is not finite"))
-            .hint("the weights are damaged: fetch the model again"));
-    }
-    let scales = match config.double {
-        true => GpuScales::new(gpu, &double_quantize(&absmax.read()?))?,
-        false => GpuScales::Plain(absmax),
-    };
-    Ok(GpuNf4 { rows, cols, block: config.block, codes, scales, dtype })
+    let staging = gpu.buffer(1, values.bytes().len())?;
+    Quantizer::new(gpu).quantize(values, [rows, cols], config, &staging)
 }
 
 impl GpuNf4 {
@@ -159,6 +232,7 @@ mod tests {
     use super::*;
     use crate::ops::testing::{emulated_gpu, normal};
     use crate::quant;
+    use crate::quant::double::double_quantize;
     use half::f16;
 
     /// Normal values with the borders of the format: zeros, a block of zeros, ties, tiny and huge ones.
@@ -211,6 +285,29 @@ mod tests {
                     assert_same(&gpu, values, cols, config);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn scales_of_several_parts_equal_the_cpu_bit_for_bit() {
+        let Some(gpu) = emulated_gpu() else { return };
+        let mut scales: Vec<f32> = normal("scales", 2 * PART + 300).iter().map(|value| 0.05 * value.abs()).collect();
+        let even = vec![0.25; 257];
+        scales[256..512].fill(0.0);
+        for (i, count) in [1, 255, 256, 257, PART, 2 * PART + 300, 257].into_iter().enumerate() {
+            let scales = if i == 6 { &even } else { &scales[..count] };
+            let absmax = gpu.upload(scales, 1, count).unwrap();
+            let (GpuScales::Double { codes, nested, .. }, offset) =
+                Quantizer::new(&gpu).double_quantize(&absmax).unwrap()
+            else {
+                panic!("plain scales")
+            };
+            let Scales::Double { codes: expected, nested_absmax, offset: mean, .. } = double_quantize(scales) else {
+                panic!("plain scales")
+            };
+            assert_eq!(offset.read().unwrap()[0].to_bits(), mean.to_bits(), "mean of {count}");
+            assert_eq!(nested.read().unwrap(), nested_absmax, "{count}");
+            assert!(codes.read().unwrap() == expected[..], "codes of {count}");
         }
     }
 

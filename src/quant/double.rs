@@ -14,6 +14,9 @@ use std::sync::LazyLock;
 /// Scales that share a nested absmax.
 pub const NESTED_BLOCK: usize = 256;
 
+/// Scales whose sum is a part of the mean.
+pub(super) const PART: usize = 65536;
+
 /// The signed dynamic map of 8 bits, ascending: 7 decades with 1, 2, 4 ... 64 values of either sign, 0 and 1.
 pub fn dynamic_map_signed_8bit() -> &'static [f32; 256] {
     static MAP: LazyLock<[f32; 256]> = LazyLock::new(build_map);
@@ -52,7 +55,7 @@ fn boundary(i: usize, intervals: usize) -> f32 {
 }
 
 /// Code of each of 65536 equal steps from -1 to 1: the number of midpoints of the map below it.
-fn code_table() -> &'static [u8] {
+pub(super) fn code_table() -> &'static [u8] {
     static TABLE: LazyLock<Vec<u8>> = LazyLock::new(|| {
         let map = dynamic_map_signed_8bit();
         let midpoints: Vec<f32> = map.windows(2).map(|pair| 0.5 * (pair[0] + pair[1])).collect();
@@ -65,7 +68,7 @@ fn code_table() -> &'static [u8] {
 /// Double quantisation around the mean of the scales. The mean is an f64 sum in a fixed order, rounded once.
 pub fn double_quantize(absmax: &[f32]) -> Scales {
     let partial: Vec<f64> =
-        absmax.par_chunks(65536).map(|part| part.iter().map(|&scale| f64::from(scale)).sum()).collect();
+        absmax.par_chunks(PART).map(|part| part.iter().map(|&scale| f64::from(scale)).sum()).collect();
     let mean = partial.iter().sum::<f64>() / absmax.len() as f64;
     double_quantize_around(absmax, mean as f32)
 }

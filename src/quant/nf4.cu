@@ -1,6 +1,7 @@
 // NF4 on the GPU: weights to 4-bit codes with a scale a block, and back to bf16. The format is src/quant/nf4.rs.
 //
 // quantise     absmax = max |x| of a block; code = number of codebook midpoints below clamp(x * (1 / absmax), -1, 1)
+// scales       offset = mean(absmax); 8-bit codes of absmax - offset in blocks of 256 (src/quant/double.rs)
 // dequantise   value = bf16(round_to_source_dtype(codebook[code] * scale(block)))
 //
 // Invariant: codes, scales and values equal those of the CPU bit for bit. Every operation that rounds is written as one
@@ -52,6 +53,50 @@ KERNEL __launch_bounds__(256) nf4_quantize(const void* __restrict__ values, int 
     }
     packed[(start + i) / 2] = static_cast<uint8_t>(codes[0] << 4 | codes[1]);
   }
+}
+
+// Values whose sum is a part of the mean, as src/quant/double.rs cuts them.
+constexpr int SCALES_OF_A_PART = 65536;
+
+// parts[i] = sum of the i-th SCALES_OF_A_PART scales in f64, in order: one thread a part, so that it is the CPU's.
+KERNEL __launch_bounds__(32) nf4_scale_sums(const float* __restrict__ absmax, long long count,
+                                            double* __restrict__ parts) {
+  const long long start = first_element() * SCALES_OF_A_PART;
+  if (start >= count) return;
+  const int length = count - start < SCALES_OF_A_PART ? static_cast<int>(count - start) : SCALES_OF_A_PART;
+  double sum = 0.0;
+#pragma unroll 16
+  for (int i = 0; i < length; i++) sum += static_cast<double>(absmax[start + i]);
+  parts[first_element()] = sum;
+}
+
+// *offset = mean of `count` scales, from their parts in order. One thread.
+KERNEL __launch_bounds__(32) nf4_scale_mean(const double* __restrict__ parts, long long part_count, long long count,
+                                            float* __restrict__ offset) {
+  if (first_element() > 0) return;
+  double sum = 0.0;
+  for (long long i = 0; i < part_count; i++) sum += parts[i];
+  *offset = static_cast<float>(sum / static_cast<double>(count));
+}
+
+// 8-bit codes of `count` scales around *offset, nested[block] = largest distance of 256 of them: a block of 256 threads
+// each. `table` holds the code of each of 65536 equal steps from -1 to 1.
+KERNEL __launch_bounds__(256) nf4_scale_codes(const float* __restrict__ absmax, long long count,
+                                              const float* __restrict__ offset, const uint8_t* __restrict__ table,
+                                              uint8_t* __restrict__ codes, float* __restrict__ nested) {
+  const long long index = first_element();
+  const bool is_scale = index < count;
+  const float distance = is_scale ? __fsub_rn(absmax[index], *offset) : 0.f;
+  const float largest = block_max(fabsf(distance));
+  if (threadIdx.x == 0) nested[blockIdx.x] = largest;
+  if (!is_scale) return;
+  unsigned point = 0;
+  if (largest > 0.f) {
+    const float unit = fminf(fmaxf(__fmul_rn(distance, __fdiv_rn(1.f, largest)), -1.f), 1.f);
+    const float half = __fmul_rn(__fadd_rn(unit, 1.f), 0.5f);
+    point = static_cast<unsigned>(__fadd_rn(__fmul_rn(half, 65535.f), 0.5f));
+  }
+  codes[index] = largest > 0.f ? table[point] : 0;
 }
 
 __device__ __forceinline__ float nf4_round(float value, int stored) {

@@ -232,6 +232,7 @@ fn engine(
     let mut options = LoadOptions::training(config.method, config.quantization, &config.lora, config.seed);
     options.positions = config.data.sequence_length;
     options.train_embeddings = config.train_embeddings;
+    options.gpu = gpu.cloned();
     if let Some(adapter) = &continued {
         options.lora = Some(adapter.config.clone());
         // What the adapter saved comes with it, ready to train on.

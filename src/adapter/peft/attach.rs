@@ -23,8 +23,8 @@ impl PeftAdapter {
         self.check_names(model.linears().map(|layer| layer.name.as_str()))?;
         let mut values: BTreeMap<ParamId, &[f32]> = BTreeMap::new();
         for layer in model.linears() {
-            let weight = layer.weight.view(params);
-            let Some(adapter) = self.for_linear(&layer.name, weight.rows(), weight.cols())? else { continue };
+            let [rows, cols] = layer.weight.shape(params);
+            let Some(adapter) = self.for_linear(&layer.name, rows, cols)? else { continue };
             let fits = |lora: &&LoraParams| params.get(lora.a).rows == adapter.rank && lora.scale == adapter.scale;
             let Some(lora) = layer.lora.as_ref().filter(fits) else {
                 return Err(Error::failed(format!("{}: the model was not loaded for this adapter", layer.name)));

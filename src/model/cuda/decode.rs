@@ -73,7 +73,8 @@ pub fn generation_bytes(model: &Llama, params: &ParamStore, context: usize) -> u
     let bytes = |weight: &Weight| match weight {
         Weight::Nf4(matrix) => matrix.stored_bytes(),
         Weight::Dense { rows, cols, .. } => HALF * rows * cols,
-        Weight::Trained(_) => 0,
+        // Nothing more than what is there.
+        Weight::OnGpu(_) | Weight::Trained(_) => 0,
     };
     let linears: usize = model.linears().map(|layer| bytes(&layer.weight)).sum();
     let scratch = model.config.hidden_size * model.config.intermediate_size.max(model.config.query_width()) * HALF;

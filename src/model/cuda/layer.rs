@@ -4,42 +4,65 @@ use super::PassContext;
 use crate::adapter::LoraParams;
 use crate::error::{Error, Result};
 use crate::model::layer::{DenseDtype, LinearLayer, Vector, Weight};
-use crate::model::Llama;
+use crate::model::{Llama, LoadOptions};
 use crate::ops::gpu::{Buffer, Gpu};
 use crate::ops::linear::cuda::{GpuAdapter, GpuLinear, GpuWeight};
 use crate::ops::{ParamKind, ParamStore, RandomStream};
 use crate::quant::cuda::{stored, GpuNf4};
 use crate::quant::SourceDtype;
 use half::bf16;
+use std::sync::Arc;
 
 /// Refuses what the GPU cannot train: anything but LoRA's A and B.
 pub(super) fn check_trainable(model: &Llama, params: &ParamStore) -> Result<()> {
     let other = params.iter().find(|param| !matches!(param.kind, ParamKind::LoraA | ParamKind::LoraB));
     if let Some(param) = other {
-        return Err(Error::failed(format!("{}: a GPU can run and train LoRA's A and B only", param.name))
-            .hint("use method = \"qlora\" or \"lora\" without dora or train_embeddings, or --device cpu"));
+        return Err(refusal(&param.name));
     }
     debug_assert!(model.row_norms.is_empty(), "DoRA without magnitudes");
     Ok(())
 }
 
-fn source_dtype(dtype: DenseDtype) -> SourceDtype {
-    match dtype {
+/// Refuses options whose parameters [`check_trainable`] would refuse once they are there.
+pub(in crate::model) fn check_options(options: &LoadOptions) -> Result<()> {
+    let asked = [
+        (options.train_all, "every weight"),
+        (options.train_embeddings, "embeddings and head"),
+        (options.lora.as_ref().is_some_and(|lora| lora.dora), "DoRA's magnitudes"),
+    ];
+    asked.into_iter().find(|(asked, _)| *asked).map_or(Ok(()), |(_, what)| Err(refusal(what)))
+}
+
+fn refusal(what: &str) -> Error {
+    Error::failed(format!("{what}: a GPU can run and train LoRA's A and B only"))
+        .hint("use method = \"qlora\" or \"lora\" without dora or train_embeddings, or --device cpu")
+}
+
+/// A dtype as the kernels number it.
+pub(super) fn stored_dtype(dtype: DenseDtype) -> i32 {
+    stored(match dtype {
         DenseDtype::F32 => SourceDtype::F32,
         DenseDtype::F16 => SourceDtype::F16,
         DenseDtype::Bf16 => SourceDtype::Bf16,
-    }
+    })
 }
 
-/// A dense weight in bf16. It passes through GPU memory in its own dtype.
+/// A dense weight in bf16. It passes through GPU memory in its own dtype, and leaves the machine's memory.
 pub(super) fn dense(gpu: &Gpu, weight: &Weight) -> Result<Buffer<bf16>> {
     let Weight::Dense { dtype, bytes, rows, cols } = weight else {
         crate::bail!("the GPU's embeddings and head must be dense and frozen");
     };
     let source = gpu.upload(&bytes[..], 1, bytes.len())?;
-    let out = gpu.buffer(*rows, *cols)?;
-    let (dtype, count) = (stored(source_dtype(*dtype)), (rows * cols) as i64);
-    gpu.each("weights_to_bf16", rows * cols, &[source.pointer(), dtype.into(), out.pointer(), count.into()])?;
+    bytes.release();
+    to_bf16(&source, stored_dtype(*dtype), [*rows, *cols])
+}
+
+/// The first values of `source` as a `[rows, cols]` weight in bf16.
+pub(super) fn to_bf16(source: &Buffer<u8>, dtype: i32, [rows, cols]: [usize; 2]) -> Result<Buffer<bf16>> {
+    let out = source.gpu().buffer(rows, cols)?;
+    let count = (rows * cols) as i64;
+    let arguments = [source.pointer(), dtype.into(), out.pointer(), count.into()];
+    source.gpu().each("weights_to_bf16", rows * cols, &arguments)?;
     Ok(out)
 }
 
@@ -54,7 +77,7 @@ pub(super) fn vector(gpu: &Gpu, vector: &Vector) -> Result<Buffer<f32>> {
 /// A linear layer in GPU memory.
 pub(super) struct GpuLayer {
     index: usize,
-    weight: GpuWeight,
+    weight: Arc<GpuWeight>,
     bias: Option<Buffer<f32>>,
     lora: Option<LoraParams>,
 }
@@ -62,8 +85,9 @@ pub(super) struct GpuLayer {
 impl GpuLayer {
     pub(super) fn new(gpu: &Gpu, layer: &LinearLayer) -> Result<GpuLayer> {
         let weight = match &layer.weight {
-            Weight::Nf4(matrix) => GpuWeight::Nf4(Box::new(GpuNf4::new(gpu, matrix)?)),
-            Weight::Dense { .. } => GpuWeight::Dense(dense(gpu, &layer.weight)?),
+            Weight::OnGpu(weight) => weight.clone(),
+            Weight::Nf4(matrix) => Arc::new(GpuWeight::Nf4(Box::new(GpuNf4::new(gpu, matrix)?))),
+            Weight::Dense { .. } => Arc::new(GpuWeight::Dense(dense(gpu, &layer.weight)?)),
             Weight::Trained(_) => crate::bail!("{}: on a GPU weights cannot be trained yet", layer.name),
         };
         let bias = layer.bias.as_ref().map(|bias| vector(gpu, bias)).transpose()?;

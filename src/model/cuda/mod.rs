@@ -8,11 +8,14 @@ mod block;
 mod decode;
 mod layer;
 mod params;
+mod stream;
 #[cfg(test)]
 mod tests;
 
 pub use decode::{generation_bytes, GpuKvCache};
+pub(super) use layer::check_options;
 pub use params::GpuParams;
+pub(super) use stream::{with_linears, LinearStream};
 
 use super::block::Keep;
 use super::llama::{Batch, Llama};
@@ -102,7 +105,7 @@ impl PendingLoss {
 }
 
 impl GpuLlama {
-    /// Copies a model's frozen weights to the GPU. `params` holds the values of its adapters.
+    /// Copies a model's frozen weights to the GPU, but for those that are there already. `params` holds the values of its adapters.
     ///
     /// # Errors
     /// A model that the GPU's kernels cannot run or train (trained weights other than LoRA's A and B, DoRA, head sizes

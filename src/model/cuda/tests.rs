@@ -3,10 +3,13 @@
 use super::*;
 use crate::adapter::{peft, LoraConfig};
 use crate::device::Compute;
-use crate::model::{self, Checkpoint, LoadOptions, Method, Pass};
+use crate::model::layer::Weight;
+use crate::model::{self, Checkpoint, LoadOptions, Method, Pass, TensorSource};
+use crate::ops::linear::cuda::GpuWeight;
 use crate::ops::testing::emulated_gpu;
-use crate::ops::{Arena, Gradients};
+use crate::ops::{Arena, Bytes, Gradients};
 use crate::optim::{clip, LearningRates, OptimizerConfig};
+use crate::quant::file::RawTensor;
 use crate::quant::QuantConfig;
 use std::path::{Path, PathBuf};
 
@@ -173,6 +176,88 @@ fn steps_follow_the_cpu_and_memory_does_not_grow() {
         losses.push(loss);
     }
     assert!(losses[7] < losses[0], "{losses:?}");
+}
+
+/// Codes, scales and values of every linear, and the loss, must be those of a model that the CPU loaded.
+#[test]
+fn loading_to_the_gpu_gives_the_bits_of_the_cpu() {
+    let Some(gpu) = emulated_gpu() else { return };
+    let data = packed(&[9, 30]);
+    let double = |double| Some(QuantConfig { double, ..QuantConfig::default() });
+    for quantize in [None, double(false), double(true)] {
+        for variant in ["tiny", "variant_tied_theta500k_llama3rope"] {
+            let folder = golden("llama").join(variant);
+            let config = ModelConfig::from_folder(&folder).unwrap();
+            let source = Checkpoint::open(&folder).unwrap();
+            let mut options = LoadOptions { quantize, seed: 3, ..LoadOptions::frozen(128) };
+            options.lora = Some(LoraConfig { r: 4, ..LoraConfig::default() });
+            let (host, params) = model::load(&config, &source, &options, &mut |_, _| {}).unwrap();
+            options.gpu = Some(gpu.clone());
+            let (there, same_params) = model::load(&config, &source, &options, &mut |_, _| {}).unwrap();
+            assert!(params.iter().zip(same_params.iter()).all(|(a, b)| (&a.name, &a.value) == (&b.name, &b.value)));
+            for (host, there) in host.linears().zip(there.linears()) {
+                assert_eq!(host.name, there.name);
+                let Weight::OnGpu(there) = &there.weight else { panic!("{}: not on the GPU", there.name) };
+                let (GpuWeight::Nf4(there), Weight::Nf4(host)) = (&**there, &host.weight) else {
+                    assert!(quantize.is_none());
+                    continue;
+                };
+                let there = there.to_host().unwrap();
+                assert!(there.codes[..] == host.codes[..] && there.dtype == host.dtype);
+                let blocks = host.len().div_ceil(host.block);
+                assert!((0..blocks).all(|block| there.scale(block).to_bits() == host.scale(block).to_bits()));
+            }
+            if check_shape(host.attention_shape()).is_err() {
+                continue;
+            }
+            let gpu_params = GpuParams::new(&gpu, &params).unwrap();
+            let loss = |model: &Llama| {
+                let model = GpuLlama::new(&gpu, model, &params).unwrap();
+                model.loss(&gpu_params, data.rows(), &data.targets).unwrap().of_rows().unwrap()
+            };
+            assert_eq!(loss(&host), loss(&there), "{variant}");
+        }
+    }
+}
+
+#[test]
+fn a_damaged_linear_is_named_and_loading_ends() {
+    struct Damaged(Checkpoint);
+    impl TensorSource for Damaged {
+        fn tensor(&self, name: &str, shape: &[usize]) -> crate::error::Result<RawTensor> {
+            let mut tensor = self.0.tensor(name, shape)?;
+            if name.ends_with("layers.1.self_attn.k_proj.weight") {
+                let size = tensor.dtype.size();
+                let mut bytes = tensor.bytes.to_vec();
+                bytes[5 * size..6 * size].fill(0xff);
+                tensor.bytes = Bytes::owned(&bytes);
+            }
+            Ok(tensor)
+        }
+        fn nf4(&self, _: &str, _: usize, _: usize) -> crate::error::Result<Option<crate::quant::Nf4Matrix>> {
+            Ok(None)
+        }
+        fn place(&self) -> String {
+            "here".into()
+        }
+    }
+    let Some(gpu) = emulated_gpu() else { return };
+    let folder = golden("llama/tiny");
+    let config = ModelConfig::from_folder(&folder).unwrap();
+    let source = Damaged(Checkpoint::open(&folder).unwrap());
+    let mut options = LoadOptions { quantize: Some(QuantConfig::default()), ..LoadOptions::frozen(8) };
+    let mut message = || {
+        let error = model::load(&config, &source, &options, &mut |_, _| {}).err().expect("damaged");
+        options.gpu = Some(gpu.clone());
+        error.to_string()
+    };
+    let on_cpu = message();
+    assert_eq!(message(), on_cpu);
+    assert!(
+        on_cpu.contains("layers.1.self_attn.k_proj.weight") && on_cpu.contains("value 5 is not finite"),
+        "{on_cpu}"
+    );
+    assert_eq!(gpu.live_bytes(), 0);
 }
 
 #[test]

@@ -38,6 +38,14 @@ impl GpuWeight {
         }
     }
 
+    /// Bytes that it takes.
+    pub fn bytes(&self) -> usize {
+        match self {
+            GpuWeight::Nf4(weight) => weight.bytes(),
+            GpuWeight::Dense(weight) => size_of::<bf16>() * weight.len(),
+        }
+    }
+
     /// The values in bf16: decoded into `scratch`, which holds the largest weight, until the next call.
     fn values(&self, scratch: &Buffer<bf16>) -> Result<View> {
         match self {

@@ -18,11 +18,11 @@ pub const CONTEXT: u64 = 600 << 20;
 /// The memory of `job` on a GPU with these keep policies.
 pub fn with_keep(job: &Job, keep: Vec<Keep>) -> Plan {
     let bytes = gpu_replay::step(job, &keep);
-    Plan { parts: parts(bytes), loading: 0, saving: 0, keep }
+    Plan { loading: CONTEXT + bytes.loading as u64, parts: parts(bytes), saving: 0, keep }
 }
 
 fn parts(bytes: GpuBytes) -> Parts {
-    let GpuBytes { base, embeddings, trained, gradients, scratch, saved, logits, peak: _, allocated } = bytes;
+    let GpuBytes { base, embeddings, trained, gradients, scratch, saved, logits, allocated, .. } = bytes;
     let known = base + embeddings + trained + gradients + scratch + saved + logits;
     Parts {
         program: CONTEXT,
@@ -38,10 +38,16 @@ fn parts(bytes: GpuBytes) -> Parts {
     }
 }
 
+/// Linears in the machine's memory at a time: one being read, one being uploaded.
+const ON_THEIR_WAY: usize = 2;
+
 /// What the machine itself holds of a run on a GPU: weights on their way, masters, gradients, optimizer state.
 pub fn host_bytes(situation: &Situation) -> u64 {
-    let parts = super::parts(&situation.job, Default::default());
-    situation.program + parts.base + parts.embeddings + parts.trained + parts.gradients + parts.optimizer
+    let job = &situation.job;
+    let parts = super::parts(job, Default::default());
+    let largest = job.linears().map(|linear| linear.rows * linear.cols).max().unwrap_or(0);
+    let base = (ON_THEIR_WAY * largest * job.stored_bytes) as u64;
+    situation.program + base + parts.embeddings + parts.trained + parts.gradients + parts.optimizer
 }
 
 impl Situation {
@@ -71,7 +77,7 @@ pub fn admit(config: &RunConfig, situation: Situation, gpu: &Gpu) -> Result<(Pla
             shown(host),
             shown(limit)
         );
-        return Err(Error::failed(text).hint("method = \"qlora\" keeps the base in 4 bits; `quantize` it once before"));
+        return Err(Error::failed(text).hint("a smaller lora.r, or optimizer.kind = \"adamw8bit\", takes less"));
     }
     let memory = gpu.driver().memory()?;
     let situation = situation.on_gpu(Some(gpu.available()? as u64));

@@ -8,6 +8,7 @@ use super::job::Job;
 use super::replay::{Attention, FeedForward, Ledger, LinearSizes, Loan, Projected, Saved};
 use crate::model::cuda::head_chunk_rows;
 use crate::model::Keep;
+use crate::quant::QuantConfig;
 
 /// Bytes of a bf16 and of an f32 value.
 const HALF: usize = 2;
@@ -17,6 +18,8 @@ const TILE: usize = 64;
 const TILE_BYTES: usize = 16;
 /// Values of the map of a double quantised weight.
 const MAP: usize = 256;
+/// Scales whose sum is a part of their mean; also the bytes of the table of their codes.
+const PART: usize = 65536;
 
 /// Bytes in GPU memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -35,6 +38,8 @@ pub struct GpuBytes {
     pub saved: usize,
     /// The chunk of logits and its gradient.
     pub logits: usize,
+    /// The most that is on loan while the linears are loaded.
+    pub loading: usize,
     /// The most that is on loan at a time.
     pub peak: usize,
     /// What the driver is asked for: whole regions, holes included.
@@ -89,30 +94,28 @@ impl<'a> Replay<'a> {
         self.floats(self.job.batch.rows() * values)
     }
 
-    /// `GpuLlama::new` and `GpuParams::new`; the rotation table of the one position that a model is loaded with by itself.
+    /// `LinearStream`, `GpuLlama::new` and `GpuParams::new`; the rotation table of the one position that a model is loaded
+    /// with by itself.
     fn state(&self, bytes: &mut GpuBytes) -> (Vec<Loan<'a>>, [Loan<'a>; 2]) {
         let (job, hidden) = (self.job, self.job.model.hidden);
-        let mut loans = Vec::new();
+        let largest = job.linears().map(|linear| linear.rows * linear.cols).max().unwrap_or(0);
+        let mut loans = self.linears(largest);
+        bytes.loading = self.ledger.peak();
         let layers = job.model.blocks.len().max(1);
         let biases = (job.vector_values.saturating_sub(hidden) / layers).saturating_sub(2 * hidden);
-        for linears in &job.model.blocks {
-            let before = self.ledger.live();
-            loans.push(self.floats(hidden));
-            linears[..4].iter().for_each(|linear| loans.extend(self.weight(linear)));
-            loans.push(self.floats(hidden));
-            linears[4..].iter().for_each(|linear| loans.extend(self.weight(linear)));
+        for _ in &job.model.blocks {
+            loans.extend([self.floats(hidden), self.floats(hidden)]);
             if biases > 0 {
                 loans.push(self.floats(biases));
             }
-            bytes.base += self.ledger.live() - before;
         }
+        bytes.base = self.ledger.live();
         let before = self.ledger.live();
         let tables = if job.tied { 1 } else { 2 };
         (0..tables).for_each(|_| loans.push(self.dense(job.model.vocab * hidden)));
         loans.push(self.floats(hidden));
         bytes.embeddings = self.ledger.live() - before;
         let angles = self.rope(1);
-        let largest = job.linears().map(|linear| linear.rows * linear.cols).max().unwrap_or(0);
         loans.push(self.halves(largest));
         bytes.scratch = HALF * largest;
 
@@ -132,16 +135,49 @@ impl<'a> Replay<'a> {
         [self.floats(values), self.floats(values)]
     }
 
-    /// `GpuNf4::new`, or a dense weight.
-    fn weight(&self, linear: &LinearSizes) -> Vec<Loan<'a>> {
-        let values = linear.rows * linear.cols;
-        let Some(config) = self.job.quantization else { return vec![self.dense(values)] };
+    /// `with_linears`: what stays of each linear.
+    fn linears(&self, largest: usize) -> Vec<Loan<'a>> {
+        let Job { quantization, is_quantized, stored_bytes, .. } = self.job;
+        let sizes = self.job.linears().map(|linear| linear.rows * linear.cols);
+        let (mut loans, mut table) = (Vec::new(), None);
+        if let Some(config) = quantization.filter(|_| *is_quantized) {
+            sizes.for_each(|values| loans.extend(self.nf4(values, &config)));
+            return loans;
+        }
+        let _staging = self.ledger.bytes(stored_bytes * largest);
+        for values in sizes {
+            match quantization {
+                Some(config) => loans.extend(self.quantize(values, *config, &mut table)),
+                None => loans.push(self.halves(values)),
+            }
+        }
+        loans
+    }
+
+    /// `GpuNf4::new`.
+    fn nf4(&self, values: usize, config: &QuantConfig) -> Vec<Loan<'a>> {
         let blocks = values.div_ceil(config.block);
         let codes = self.ledger.bytes(values.div_ceil(2));
         match config.double {
             false => vec![codes, self.floats(blocks)],
             true => vec![codes, self.ledger.bytes(blocks), self.floats(blocks.div_ceil(MAP)), self.floats(MAP)],
         }
+    }
+
+    /// `Quantizer::quantize`; its table of codes stays in `table`.
+    fn quantize(&self, values: usize, config: QuantConfig, table: &mut Option<Loan<'a>>) -> Vec<Loan<'a>> {
+        let blocks = values.div_ceil(config.block);
+        let (codes, absmax) = (self.ledger.bytes(values.div_ceil(2)), self.floats(blocks));
+        let _first_bad = self.ledger.bytes(2 * FLOAT);
+        if !config.double {
+            return vec![codes, absmax];
+        }
+        table.get_or_insert_with(|| self.ledger.bytes(PART));
+        let sums = self.ledger.bytes(2 * FLOAT * blocks.div_ceil(PART));
+        let _offset = self.floats(1);
+        let scales = [self.ledger.bytes(blocks), self.floats(blocks.div_ceil(MAP)), self.floats(MAP)];
+        drop(sums);
+        std::iter::once(codes).chain(scales).collect()
     }
 
     /// A weight that passes through GPU memory in its own dtype.

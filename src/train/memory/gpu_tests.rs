@@ -37,7 +37,8 @@ fn job(config: &RunConfig) -> Job {
 
 /// Memory after an evaluation and two steps of `config` on `gpu`.
 fn measured(gpu: &Gpu, config: &RunConfig, keep: &[Keep]) -> Result<(usize, usize)> {
-    let options = LoadOptions::training(config.method, config.quantization, &config.lora, 0);
+    let mut options = LoadOptions::training(config.method, config.quantization, &config.lora, 0);
+    options.gpu = Some(gpu.clone());
     let (mut host, store) = load(&model(keep.len()), &RandomWeights::new(0, 0.02), &options, &mut |_, _| {})?;
     let (windows, length) = (config.training.micro_batch as u32, config.data.sequence_length as u32);
     let ids: Vec<Vec<u32>> = (0..windows).map(|row| (0..length).map(|i| (i * 7 + row) % 50).collect()).collect();

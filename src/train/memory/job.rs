@@ -43,6 +43,8 @@ pub struct Job {
     pub evaluates: bool,
     /// Form of the frozen linears; `None`: as they are stored.
     pub quantization: Option<QuantConfig>,
+    /// Whether they are stored in that form.
+    pub is_quantized: bool,
     /// Bytes of a stored value that is not quantised.
     pub stored_bytes: usize,
     /// Whether the head is the embedding.
@@ -87,6 +89,7 @@ impl Job {
             optimizer: config.optimizer.kind,
             evaluates: config.data.holds_out() || !config.evaluation.is_empty(),
             quantization: (config.method == Method::Qlora || model.quantized).then_some(config.quantization),
+            is_quantized: model.quantized,
             stored_bytes: match model.dtype {
                 _ if config.from_scratch => 4,
                 Some(SourceDtype::F16 | SourceDtype::Bf16) => 2,
