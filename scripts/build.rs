@@ -3,7 +3,7 @@
 //! GPUs.
 //!
 //! nvcc is `$NVCC`, or `$CUDA_HOME/bin/nvcc`, or the one on the path; `scripts/cuda-toolchain.sh` fetches one. What ptxas
-//! says of registers and spills is kept in `$OUT_DIR/<source>.ptxas` (`scripts/kernel-registers.sh` reads it).
+//! makes of registers is watched by `scripts/cuda_registers.py`, which reads flags and architectures out of this file.
 
 use std::env;
 use std::fs;
@@ -35,8 +35,7 @@ fn main() {
         let output = child.wait_with_output().expect("nvcc's output");
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "nvcc could not compile {}:\n{text}", source.display());
-        fs::write(out.join(name(source)).with_extension("ptxas"), text.as_bytes()).expect("a writable OUT_DIR");
-        let binary = out.join(name(source)).with_extension("fatbin");
+        let binary = out.join(binary_name(source));
         table += &format!("    ({:?}, include_bytes!({:?})),\n", source.display().to_string(), binary);
     }
     fs::write(out.join("kernels.rs"), table + "]").expect("a writable OUT_DIR");
@@ -52,8 +51,11 @@ fn find_sources(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-fn name(source: &Path) -> &str {
-    source.file_stem().and_then(|stem| stem.to_str()).expect("a plain file name")
+/// A name of its own for each source, whatever folder it lies in: `src/ops/rope/rope.cu` is `src-ops-rope-rope.fatbin`.
+fn binary_name(source: &Path) -> String {
+    let parts: Vec<&str> =
+        source.components().map(|part| part.as_os_str().to_str().expect("a plain file name")).collect();
+    parts.join("-").replace(".cu", ".fatbin")
 }
 
 fn nvcc() -> PathBuf {
@@ -63,13 +65,13 @@ fn nvcc() -> PathBuf {
 
 fn compile(source: &Path, out: &Path) -> Child {
     let mut command = Command::new(nvcc());
-    command.args(["-fatbin", "-O3", "-std=c++17", "--expt-relaxed-constexpr", "-Xptxas", "-v", "-Isrc/device/cuda"]);
+    command.args(["-fatbin", "-O3", "-std=c++17", "--expt-relaxed-constexpr", "-Isrc/device/cuda"]);
     for architecture in ARCHITECTURES {
         command.arg(format!("-gencode=arch=compute_{architecture},code=sm_{architecture}"));
     }
     let newest = ARCHITECTURES[ARCHITECTURES.len() - 1];
     command.arg(format!("-gencode=arch=compute_{newest},code=compute_{newest}"));
-    command.arg("-o").arg(out.join(name(source)).with_extension("fatbin")).arg(source);
+    command.arg("-o").arg(out.join(binary_name(source))).arg(source);
     command.stdout(Stdio::null()).stderr(Stdio::piped());
     command.spawn().unwrap_or_else(|error| {
         panic!(

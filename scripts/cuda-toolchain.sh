@@ -5,6 +5,8 @@
 #   eval "$(scripts/cuda-toolchain.sh)"
 #   cargo build --release --features cuda
 #
+#   scripts/cuda-toolchain.sh --fetched   exit code 0 if it was fetched before
+#
 # Needs python3 with pip, and g++. Files stay in ${LLAMANTINO_CUDA:-~/.cache/llamantino/cuda}; a second run fetches nothing.
 set -euo pipefail
 
@@ -14,7 +16,13 @@ home=$folder/nvidia/cu13
 packages=(nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-runtime==13.0.96
   nvidia-cuda-cccl==13.0.85)
 
-if ! "$home/bin/nvcc" --version 2>/dev/null | grep -q 'V13.0.88'; then
+fetched() { "$home/bin/nvcc" --version 2>/dev/null | grep -q 'V13.0.88'; }
+
+if [ "${1:-}" = --fetched ]; then
+  fetched
+  exit
+fi
+if ! fetched; then
   echo "fetching the CUDA 13.0 compiler into $folder" >&2
   mkdir -p "$(dirname "$folder")"
   work=$(mktemp -d "$(dirname "$folder")/.cuda-XXXXXX")
