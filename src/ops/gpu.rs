@@ -228,6 +228,11 @@ impl<E: Element> Buffer<E> {
         Argument::Pointer(self.address)
     }
 
+    /// Address of its first element on the GPU, for tables that kernels read.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
     /// The GPU that holds it.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu

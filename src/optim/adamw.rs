@@ -6,7 +6,7 @@
 
 use super::{vectorized, LearningRates, Optimizer, OptimizerConfig, OptimizerState, StateTensor, StateValues, CHUNK};
 use crate::error::Result;
-use crate::ops::{Gradients, Param, ParamStore};
+use crate::ops::{Gradients, ParamKind, ParamStore};
 use rayon::prelude::*;
 
 /// The moments of one parameter.
@@ -78,20 +78,20 @@ pub(super) struct Factors {
 }
 
 impl Factors {
-    /// For `param` at step `step` (from 1).
+    /// For parameters of a kind at step `step` (from 1).
     pub(super) fn new(
         config: &OptimizerConfig,
         step: u64,
-        param: &Param,
+        kind: ParamKind,
         rates: &LearningRates,
         gradient_scale: f32,
     ) -> Factors {
         let [first, second] = config.betas;
         let exponent = i32::try_from(step).unwrap_or(i32::MAX);
-        let rate = rates.of(param.kind);
+        let rate = rates.of(kind);
         Factors {
             gradient_scale,
-            keep: (1.0 - rate * config.decay_of(param.kind)) as f32,
+            keep: (1.0 - rate * config.decay_of(kind)) as f32,
             first: (1.0 - first) as f32,
             second: second as f32,
             second_new: (1.0 - second) as f32,
@@ -99,6 +99,12 @@ impl Factors {
             root_correction: (1.0 - second.powi(exponent)).sqrt() as f32,
             eps: config.eps as f32,
         }
+    }
+
+    /// The factors in the order of the GPU's kernel.
+    pub(super) fn list(&self) -> [f32; 8] {
+        let Factors { gradient_scale, keep, first, second, second_new, step_size, root_correction, eps } = *self;
+        [gradient_scale, keep, first, second, second_new, step_size, root_correction, eps]
     }
 
     /// New value, first and second moment of one element.
@@ -167,7 +173,7 @@ impl Optimizer for AdamW {
         let mut work = Vec::new();
         for ((param, gradient), moments) in store.iter_mut().zip(gradients.iter()).zip(&mut self.moments) {
             assert_eq!(param.value.len(), gradient.len(), "{}: gradient of another size", param.name);
-            let factors = Factors::new(&self.config, self.steps, param, rates, gradient_scale);
+            let factors = Factors::new(&self.config, self.steps, param.kind, rates, gradient_scale);
             work.extend(moments.chunks(&mut param.value, gradient).map(|chunk| (chunk, factors)));
         }
         work.into_par_iter().for_each(|(chunk, factors)| chunk.run(&factors));

@@ -196,7 +196,7 @@ impl Optimizer for AdamW8 {
         let mut work = Vec::new();
         for ((param, gradient), slot) in store.iter_mut().zip(gradients.iter()).zip(&mut self.slots) {
             assert_eq!(param.value.len(), gradient.len(), "{}: gradient of another size", param.name);
-            let factors = Factors::new(&self.config, self.steps, param, rates, gradient_scale);
+            let factors = Factors::new(&self.config, self.steps, param.kind, rates, gradient_scale);
             match slot {
                 Slot::Full(moments) => {
                     let chunks = moments.chunks(&mut param.value, gradient);

@@ -14,6 +14,11 @@ const LANES: usize = 32;
 pub fn global_norm(gradients: &Gradients) -> f64 {
     let chunks: Vec<&[f32]> = gradients.iter().flat_map(|values| values.chunks(CHUNK)).collect();
     let sums: Vec<f64> = chunks.into_par_iter().map(sum_of_squares).collect();
+    norm_of(&sums)
+}
+
+/// The norm of values whose squares add up to `sums` by chunk.
+pub(super) fn norm_of(sums: &[f64]) -> f64 {
     sums.iter().sum::<f64>().sqrt()
 }
 

@@ -1,12 +1,13 @@
 //! From gradients to new parameter values: learning-rate [`schedule`], norm [`clip`]ping and the optimizers.
 //!
-//! A new optimizer is one file with an [`Optimizer`] and one line in [`OptimizerKind::build`]. Everything element-wise
+//! [`cuda`] is AdamW on a GPU, with the same bits. A new optimizer is one file with an [`Optimizer`] and one line in [`OptimizerKind::build`]. Everything element-wise
 //! works on fixed chunks, so results are the same bits for every number of threads and every kernel path.
 
 pub mod adamw;
 pub mod adamw8;
 pub mod clip;
 mod config;
+pub mod cuda;
 mod dynamic_map;
 pub mod schedule;
 mod state;

@@ -1,11 +1,13 @@
-//! The engine's model on a GPU: the passes of a step and of an evaluation there, everything else on the CPU.
+//! The engine's model on a GPU: the passes of a step and of an evaluation, and AdamW's update, there.
 //!
 //! ```text
-//! gradients of all micro-batches add up in GPU memory; one download a step → clip and update (CPU, f32 masters) → one upload
+//! gradients of all micro-batches add up in GPU memory → norm → clip and update there (f32 masters and moments)
+//! a checkpoint: masters and moments are downloaded; a run that goes on: uploaded
 //! ```
 //!
-//! Invariant: masters, optimizer, checkpoints and the log know nothing of the GPU, so that all of them, resuming included,
-//! are those of the CPU. Within the passes of a step nothing waits for the GPU: losses are read with the gradients.
+//! An optimizer without a kernel (8-bit state) keeps masters and state with the CPU: gradients are downloaded once a step,
+//! values uploaded. Invariant: checkpoints and the log know nothing of the GPU, and every update has the CPU's bits. Within
+//! the passes of a step nothing waits for the GPU: losses are read behind them.
 
 use super::step::{rows, StepSettings};
 use crate::data::batch::MicroBatch;
@@ -16,11 +18,15 @@ use crate::ops::cross_entropy::Loss;
 use crate::ops::gpu::Gpu;
 use crate::ops::rope::RopeTable;
 use crate::ops::{Gradients, ParamStore};
+use crate::optim::cuda::GpuAdamW;
+use crate::optim::{LearningRates, Optimizer, OptimizerConfig, OptimizerKind};
 
 /// Frozen weights, trained values and gradients in GPU memory.
 pub struct OnGpu {
     model: GpuLlama,
     params: GpuParams,
+    /// Masters and moments, where the update is the GPU's.
+    optimizer: Option<GpuAdamW>,
 }
 
 /// A step's micro-batches, and the targets of all of them.
@@ -39,8 +45,18 @@ impl OnGpu {
     ///
     /// # Errors
     /// A model that cannot be trained on a GPU; the GPU's memory.
-    pub fn new(gpu: &Gpu, model: &Llama, params: &ParamStore) -> Result<OnGpu> {
-        Ok(OnGpu { model: GpuLlama::new(gpu, model, params)?, params: GpuParams::new(gpu, params)? })
+    pub fn new(gpu: &Gpu, model: &Llama, params: &ParamStore, optimizer: &OptimizerConfig) -> Result<OnGpu> {
+        let (model, on_gpu) = (GpuLlama::new(gpu, model, params)?, GpuParams::new(gpu, params)?);
+        let optimizer = match optimizer.kind {
+            OptimizerKind::AdamW => Some(GpuAdamW::new(gpu, optimizer, params, on_gpu.trained())?),
+            OptimizerKind::AdamW8 => None,
+        };
+        Ok(OnGpu { model, params: on_gpu, optimizer })
+    }
+
+    /// Whether masters and moments are in the GPU's memory.
+    pub fn updates(&self) -> bool {
+        self.optimizer.is_some()
     }
 
     /// The GPU.
@@ -48,26 +64,58 @@ impl OnGpu {
         self.model.gpu()
     }
 
-    /// Takes over the values of `params`.
+    /// Takes over the values of `params`, and the state of `optimizer` if the update is the GPU's.
     ///
     /// # Errors
     /// What the driver says.
-    pub fn upload(&self, params: &ParamStore) -> Result<()> {
-        self.params.upload(params)
+    pub fn upload(&mut self, params: &ParamStore, optimizer: &dyn Optimizer) -> Result<()> {
+        match &mut self.optimizer {
+            Some(there) => there.load(params, optimizer),
+            None => self.params.upload(params),
+        }
     }
 
-    /// Adds the gradients of `Σ token losses / targets` over all micro-batches to `grads`; the sum of the losses.
+    /// Brings `params` and `optimizer` up to date, if the update is the GPU's.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn download(&self, params: &mut ParamStore, optimizer: &mut dyn Optimizer) -> Result<()> {
+        self.optimizer.as_ref().map_or(Ok(()), |there| there.save(params, optimizer))
+    }
+
+    /// The norm of the gradients, all together, where the update is the GPU's.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn norm(&self) -> Result<Option<f64>> {
+        self.optimizer.as_ref().map(GpuAdamW::norm).transpose()
+    }
+
+    /// The update, where it is the GPU's; every gradient counts times `gradient_scale`.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn update(&mut self, rates: &LearningRates, gradient_scale: f32) -> Result<()> {
+        self.optimizer.as_mut().map_or(Ok(()), |optimizer| optimizer.step(rates, gradient_scale))
+    }
+
+    /// Adds the gradients of the last [`OnGpu::accumulate`] to `grads`.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn add_gradients_to(&self, grads: &mut Gradients) -> Result<()> {
+        self.params.add_gradients_to(grads)
+    }
+
+    /// Sets the gradients to those of `Σ token losses / targets` over all micro-batches; the sum of the losses.
     ///
     /// # Errors
     /// The GPU's memory; what the driver says.
-    pub fn accumulate(
-        &mut self,
-        rope: &mut RopeTable,
-        settings: &StepSettings,
-        all: StepBatches<'_>,
-        grads: &mut Gradients,
-    ) -> Result<f64> {
-        self.params.clear_gradients()?;
+    pub fn accumulate(&mut self, rope: &mut RopeTable, settings: &StepSettings, all: StepBatches<'_>) -> Result<f64> {
+        match &self.optimizer {
+            Some(optimizer) => optimizer.clear_gradients()?,
+            None => self.params.clear_gradients()?,
+        }
         let hidden = self.model.hidden();
         let mut losses = Vec::with_capacity(all.batches.len());
         for (index, batch) in all.batches.iter().enumerate() {
@@ -77,7 +125,6 @@ impl OnGpu {
             let batch = Batch { rows: rows(batch), targets: &batch.targets, scale };
             losses.push(self.model.loss_and_gradients(&self.params, batch, &settings.keep, noise)?);
         }
-        self.params.add_gradients_to(grads)?;
         losses.iter().map(|loss| loss.sum()).sum()
     }
 

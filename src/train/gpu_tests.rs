@@ -9,6 +9,7 @@ use crate::device::{Compute, DeviceChoice};
 use crate::error::Result;
 use crate::ops::gpu::Gpu;
 use crate::ops::testing::emulated_gpu;
+use crate::optim::OptimizerKind;
 use std::fs;
 use std::path::Path;
 
@@ -65,6 +66,7 @@ fn config(folder: &Path, name: &str) -> RunConfig {
     config.training.compute = Compute::Bf16;
     config.training.device = DeviceChoice::Cpu;
     config.optimizer.learning_rate = 5e-3;
+    (config.optimizer.lora_plus_ratio, config.optimizer.weight_decay) = (2.0, 0.01);
     config
 }
 
@@ -111,6 +113,29 @@ fn a_run_follows_the_cpu_and_resumes_with_the_same_bits() {
     assert!(adapter(&on_cpu) != adapter(&on_gpu));
     let manifest = fs::read_to_string(on_gpu.folder().join("checkpoints/step-000004/manifest.json")).unwrap();
     assert!(manifest.contains("emulated GPU"), "{manifest}");
+}
+
+#[test]
+fn state_in_eight_bits_stays_with_the_cpu_and_resumes_with_the_same_bits() {
+    let Some(gpu) = emulated_gpu() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let [whole, stopped] = ["whole", "stopped"].map(|name| {
+        let mut config = config(folder.path(), name);
+        (config.training.steps, config.training.checkpoint_every) = (2, 1);
+        config.data.held_out_fraction = 0.0;
+        config.optimizer.kind = OptimizerKind::AdamW8;
+        config
+    });
+    let (result, seen) = go(&whole, Some(&gpu), u64::MAX);
+    result.unwrap();
+    assert!(
+        seen.said.iter().any(|text| text.contains("adamw8bit") && text.contains("the CPU updates")),
+        "{:?}",
+        seen.said
+    );
+    go(&stopped, Some(&gpu), 1).0.unwrap_err();
+    go(&stopped, Some(&gpu), u64::MAX).0.unwrap();
+    assert!(adapter(&stopped) == adapter(&whole), "resuming changed the adapter");
 }
 
 #[test]

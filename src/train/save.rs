@@ -31,6 +31,7 @@ impl Run {
     pub(super) fn save_checkpoint(&mut self) -> Result<(PathBuf, Option<Error>)> {
         self.folder.check()?;
         self.log.sync()?;
+        self.engine.download()?;
         self.engine.arena.trim();
         let provenance = self.provenance()?;
         let state = self.state()?;
@@ -51,6 +52,7 @@ impl Run {
     /// Writes the adapter, or the model with `method = "full"`, under its final name.
     pub(super) fn save_result(&mut self) -> Result<PathBuf> {
         self.folder.check()?;
+        self.engine.download()?;
         self.engine.arena.trim();
         let provenance = self.provenance()?;
         let (config, engine) = (&self.config, &self.engine);

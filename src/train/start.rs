@@ -261,7 +261,13 @@ fn engine(
         params.len(),
         model.frozen_bytes() as f64 / f64::from(1 << 20),
     ));
-    let gpu = gpu.map(|gpu| OnGpu::new(gpu, &model, &params)).transpose()?;
+    let gpu = gpu.map(|gpu| OnGpu::new(gpu, &model, &params, &config.optimizer)).transpose()?;
+    if gpu.as_ref().is_some_and(|gpu| !gpu.updates()) {
+        observer.note(
+            "optimizer.kind = \"adamw8bit\" has no kernel on a GPU: the CPU updates, with gradients and values copied each \
+             step; \"adamw\" updates on the GPU",
+        );
+    }
     let optimizer = config.optimizer.build(&params);
     let grads = Gradients::zeros(&params);
     Ok(Engine { model, params, grads, optimizer, arena: Arena::new(), settings, gpu })

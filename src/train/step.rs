@@ -7,8 +7,8 @@
 //! gradients *= min(1, max_norm / (norm + 1e-6)); optimizer(parameters, gradients, learning rates)
 //! ```
 //!
-//! Dividing by the targets of the whole step makes accumulation equal to one big batch. With a GPU the passes run there
-//! ([`super::gpu`]); norm, clipping and update are the same code.
+//! Dividing by the targets of the whole step makes accumulation equal to one big batch. With a GPU the passes run there, and
+//! norm and update too where it has a kernel for them ([`super::gpu`]), with the same bits.
 
 use super::gpu::{OnGpu, StepBatches};
 use crate::data::batch::MicroBatch;
@@ -23,11 +23,11 @@ use crate::optim::{clip, LearningRates, Optimizer};
 pub struct Engine {
     /// The model; its trained values are in `params`.
     pub model: Llama,
-    /// Values of everything trained.
+    /// Values of everything trained; with a GPU that updates by itself, those of the last [`Engine::download`].
     pub params: ParamStore,
-    /// Gradients of the step in progress.
+    /// Gradients of the step in progress; a GPU has its own.
     pub grads: Gradients,
-    /// Update rule and its state.
+    /// Update rule and its state; with a GPU, as `params`.
     pub optimizer: Box<dyn Optimizer>,
     /// Memory of the activations.
     pub arena: Arena,
@@ -85,38 +85,70 @@ impl Engine {
         let tokens = batches.iter().map(|batch| batch.ids.len()).sum();
         let loss = self.accumulate(step, batches, targets)? / targets.max(1) as f64;
         let span = profile::span("gradient norm", 0.0);
-        let grad_norm = clip::global_norm(&self.grads);
+        let grad_norm = match self.gpu.as_ref().map(OnGpu::norm).transpose()?.flatten() {
+            Some(norm) => norm,
+            None => clip::global_norm(self.gradients()?),
+        };
         drop(span);
         let updated = loss.is_finite() && grad_norm.is_finite();
         if updated {
-            let _span = profile::span("optimizer", 0.0);
-            let factor = clip::scale(grad_norm, self.settings.max_grad_norm);
-            self.optimizer.step(&mut self.params, &self.grads, rates, factor);
-            self.upload()?;
+            self.update(rates, clip::scale(grad_norm, self.settings.max_grad_norm))?;
         }
         Ok(StepReport { loss, grad_norm, targets, tokens, updated })
     }
 
-    /// Lets a GPU know that the values of `params` are others now.
+    fn update(&mut self, rates: &LearningRates, gradient_scale: f32) -> Result<()> {
+        let _span = profile::span("optimizer", 0.0);
+        if let Some(gpu) = self.gpu.as_mut().filter(|gpu| gpu.updates()) {
+            return gpu.update(rates, gradient_scale);
+        }
+        self.optimizer.step(&mut self.params, &self.grads, rates, gradient_scale);
+        self.upload()
+    }
+
+    /// Lets a GPU know that `params` and `optimizer` hold something else now.
     ///
     /// # Errors
     /// What the GPU says.
-    pub fn upload(&self) -> Result<()> {
-        self.gpu.as_ref().map_or(Ok(()), |gpu| gpu.upload(&self.params))
+    pub fn upload(&mut self) -> Result<()> {
+        let Engine { params, optimizer, gpu, .. } = self;
+        gpu.as_mut().map_or(Ok(()), |gpu| gpu.upload(params, optimizer.as_ref()))
+    }
+
+    /// Brings `params` and `optimizer` up to date with a GPU that updates by itself.
+    ///
+    /// # Errors
+    /// What the GPU says.
+    pub fn download(&mut self) -> Result<()> {
+        let Engine { params, optimizer, gpu, .. } = self;
+        gpu.as_ref().map_or(Ok(()), |gpu| gpu.download(params, optimizer.as_mut()))
+    }
+
+    /// The gradients of the last [`Engine::accumulate`], brought here from a GPU.
+    ///
+    /// # Errors
+    /// What the GPU says.
+    pub fn gradients(&mut self) -> Result<&Gradients> {
+        if let Some(gpu) = &self.gpu {
+            self.grads.clear();
+            gpu.add_gradients_to(&mut self.grads)?;
+        }
+        Ok(&self.grads)
     }
 
     /// Sets the gradients to those of `Σ token losses / targets` over all micro-batches; returns the sum of the losses.
+    /// On a GPU they stay there.
     ///
     /// # Errors
     /// What a GPU says; on the CPU none.
     pub fn accumulate(&mut self, step: u64, batches: &[MicroBatch], targets: usize) -> Result<f64> {
+        if let Some(gpu) = &mut self.gpu {
+            let all = StepBatches { step, batches, targets };
+            return gpu.accumulate(&mut self.model.rope, &self.settings, all);
+        }
         let span = profile::span("clear gradients", 0.0);
         self.grads.clear();
         drop(span);
-        if let Some(gpu) = &mut self.gpu {
-            let all = StepBatches { step, batches, targets };
-            return gpu.accumulate(&mut self.model.rope, &self.settings, all, &mut self.grads);
-        }
         let dora = self.model.dora_scales(&self.params, &self.arena);
         let Engine { model, params, grads, arena, settings, .. } = self;
         let mut sum = 0.0;

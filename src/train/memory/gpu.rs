@@ -1,8 +1,9 @@
 //! The plan of a run on a GPU: what lies in its memory, from a replay of the step ([`super::gpu_replay`]), and what the
 //! machine holds beside it.
 //!
-//! Optimizer state and the f32 masters stay in the machine's memory, so a GPU has nothing of them. What the CUDA driver and
-//! its libraries take of the card for themselves is an estimate; no card has been compared with it yet.
+//! AdamW's masters and moments are on the GPU, and copies of them in the machine's memory from the first checkpoint on; an
+//! 8-bit optimizer and its masters are in the machine's memory alone. What the CUDA driver and its libraries take of the card
+//! for themselves is an estimate; no card has been compared with it yet.
 
 use super::gpu_replay::{self, GpuBytes};
 use super::job::Job;
@@ -10,6 +11,7 @@ use super::{refusal, shown, Budget, Parts, Plan, Situation};
 use crate::error::{Error, Result};
 use crate::model::Keep;
 use crate::ops::gpu::Gpu;
+use crate::optim::OptimizerKind;
 use crate::train::config::RunConfig;
 
 /// What a CUDA process takes of a card beside its buffers: context, kernels, cuBLAS and its workspace.
@@ -22,15 +24,15 @@ pub fn with_keep(job: &Job, keep: Vec<Keep>) -> Plan {
 }
 
 fn parts(bytes: GpuBytes) -> Parts {
-    let GpuBytes { base, embeddings, trained, gradients, scratch, saved, logits, allocated, .. } = bytes;
-    let known = base + embeddings + trained + gradients + scratch + saved + logits;
+    let GpuBytes { base, embeddings, trained, gradients, optimizer, scratch, saved, logits, allocated, .. } = bytes;
+    let known = base + embeddings + trained + gradients + optimizer + scratch + saved + logits;
     Parts {
         program: CONTEXT,
         base: base as u64,
         embeddings: embeddings as u64,
         trained: trained as u64,
         gradients: gradients as u64,
-        optimizer: 0,
+        optimizer: optimizer as u64,
         saved: saved as u64,
         work: allocated.saturating_sub(known) as u64,
         logits: logits as u64,
@@ -47,7 +49,9 @@ pub fn host_bytes(situation: &Situation) -> u64 {
     let parts = super::parts(job, Default::default());
     let largest = job.linears().map(|linear| linear.rows * linear.cols).max().unwrap_or(0);
     let base = (ON_THEIR_WAY * largest * job.stored_bytes) as u64;
-    situation.program + base + parts.embeddings + parts.trained + parts.gradients + parts.optimizer
+    // Where the GPU updates, gradients never come here.
+    let gradients = if job.optimizer == OptimizerKind::AdamW { 0 } else { parts.gradients };
+    situation.program + base + parts.embeddings + parts.trained + gradients + parts.optimizer
 }
 
 impl Situation {

@@ -8,6 +8,8 @@ use super::job::Job;
 use super::replay::{Attention, FeedForward, Ledger, LinearSizes, Loan, Projected, Saved};
 use crate::model::cuda::head_chunk_rows;
 use crate::model::Keep;
+use crate::optim::cuda::{FACTORS, PIECE, PIECE_WORDS};
+use crate::optim::OptimizerKind;
 use crate::quant::QuantConfig;
 
 /// Bytes of a bf16 and of an f32 value.
@@ -28,10 +30,12 @@ pub struct GpuBytes {
     pub base: usize,
     /// Embedding, head, norms, biases, rotation table.
     pub embeddings: usize,
-    /// bf16 copies of the trained values, and the f32 values of one on their way.
+    /// Trained values: bf16 copies, and the f32 masters of an optimizer that is there.
     pub trained: usize,
     /// Their gradients.
     pub gradients: usize,
+    /// Moments of an optimizer that is there, and its tables.
+    pub optimizer: usize,
     /// The decoded weight.
     pub scratch: usize,
     /// What the blocks keep, when all have run forward.
@@ -124,9 +128,29 @@ impl<'a> Replay<'a> {
         loans.extend(trained.iter().map(|&values| self.floats(values)));
         bytes.gradients = self.ledger.live() - before;
         loans.extend(trained.iter().map(|&values| self.halves(values)));
-        loans.push(self.floats(trained.iter().copied().max().unwrap_or(0)));
+        drop(self.floats(trained.iter().copied().max().unwrap_or(0)));
         bytes.trained = self.ledger.live() - before - bytes.gradients;
+        if job.optimizer == OptimizerKind::AdamW {
+            self.optimizer(&trained, &mut loans, bytes);
+        }
         (loans, angles)
+    }
+
+    /// `GpuAdamW::new`.
+    fn optimizer(&self, trained: &[usize], loans: &mut Vec<Loan<'a>>, bytes: &mut GpuBytes) {
+        let (before, mut masters) = (self.ledger.live(), 0);
+        for &values in trained {
+            let three = [(); 3].map(|()| self.floats(values));
+            masters += three[0].len();
+            loans.extend(three);
+        }
+        bytes.trained += masters;
+        let pieces: usize = trained.iter().map(|values| values.div_ceil(PIECE)).sum();
+        loans.push(self.ledger.bytes(8 * PIECE_WORDS * pieces));
+        // A and B have rates of their own.
+        loans.push(self.floats(2 * FACTORS));
+        loans.push(self.ledger.bytes(8 * pieces));
+        bytes.optimizer = self.ledger.live() - before - masters;
     }
 
     /// `GpuRopeTable::new`: cosines and sines.

@@ -9,6 +9,8 @@ use crate::model::cuda::{GpuLlama, GpuParams};
 use crate::model::random::RandomWeights;
 use crate::model::{load, Batch, LoadOptions, Noise};
 use crate::ops::testing::emulated_gpu;
+use crate::optim::cuda::GpuAdamW;
+use crate::optim::OptimizerKind;
 use crate::train::step::rows;
 use serde_json::json;
 
@@ -45,6 +47,8 @@ fn measured(gpu: &Gpu, config: &RunConfig, keep: &[Keep]) -> Result<(usize, usiz
     let batch = MicroBatch::from_rows(&ids);
     let mut there = GpuLlama::new(gpu, &host, &store)?;
     let params = GpuParams::new(gpu, &store)?;
+    let has_kernel = config.optimizer.kind == OptimizerKind::AdamW;
+    let _optimizer = has_kernel.then(|| GpuAdamW::new(gpu, &config.optimizer, &store, params.trained())).transpose()?;
     host.rope.ensure(batch.longest_segment());
     there.ensure_positions(&host.rope)?;
     there.loss(&params, rows(&batch), &batch.targets)?.sum()?;
@@ -72,6 +76,7 @@ fn the_replay_is_the_memory_of_a_step() {
         assert_exact("lora, one window", &config(Method::Lora, |config| config.training.micro_batch = 1), &keep);
         assert_exact("dropout", &config(Method::Qlora, |config| config.lora.dropout = 0.1), &keep);
         assert_exact("two targets", &config(Method::Qlora, |c| c.lora.targets = vec![Target::Q, Target::Down]), &keep);
+        assert_exact("8 bits", &config(Method::Qlora, |c| c.optimizer.kind = OptimizerKind::AdamW8), &keep);
         assert_exact("plain scales", &config(Method::Qlora, |config| config.quantization.double = false), &keep);
     }
 }
@@ -81,8 +86,9 @@ fn the_parts_are_what_the_driver_is_asked_for() {
     let plan = gpu::with_keep(&job(&config(Method::Qlora, |_| {})), vec![Keep::Light; 3]);
     let bytes = gpu_replay::step(&job(&config(Method::Qlora, |_| {})), &[Keep::Light; 3]);
     assert_eq!(plan.peak(), gpu::CONTEXT + bytes.allocated as u64);
-    assert_eq!(plan.parts.optimizer, 0);
-    assert!(plan.parts.list().iter().all(|(name, bytes)| *bytes > 0 || *name == "optimizer state"), "{plan:?}");
+    assert!(plan.parts.list().iter().all(|(_, bytes)| *bytes > 0), "{plan:?}");
+    let on_cpu = config(Method::Qlora, |config| config.optimizer.kind = OptimizerKind::AdamW8);
+    assert_eq!(gpu::with_keep(&job(&on_cpu), vec![Keep::Light; 3]).parts.optimizer, 0);
 }
 
 fn situation(config: &RunConfig) -> Situation {
