@@ -5,7 +5,7 @@ use crate::adapter::peft;
 use crate::data::tokenize::Tokenizer;
 use crate::device::{self, Compute, DeviceChoice};
 use crate::error::{Error, Result};
-use crate::generate::{Generator, SamplingOptions};
+use crate::generate::{self, Generator, SamplingOptions};
 use crate::model::{self, Llama, LoadOptions, OpenModel};
 use crate::ops::gpu::Gpu;
 use crate::ops::ParamStore;
@@ -84,19 +84,20 @@ impl ModelArgs {
     pub fn load(&self, opened: &OpenModel, device: DeviceChoice) -> Result<(Generator, Tokenizer)> {
         let device = device.open()?;
         device.note.iter().for_each(|note| output::note(note));
-        let Loaded { model, params, tokenizer, context } = self.load_parts(opened)?;
-        let generator = match device.gpu {
+        let gpu = device.gpu.map(Gpu::new);
+        let Loaded { model, params, tokenizer, context } = self.load_parts(opened, gpu.as_ref())?;
+        let generator = match gpu {
             None => Generator::new(model, params, self.compute.into(), context),
-            Some(driver) => Generator::on_gpu(&Gpu::new(driver), model, &params, context)?,
+            Some(gpu) => Generator::on_gpu(&gpu, model, &params, context)?,
         };
         Ok((generator, tokenizer))
     }
 
-    /// Loads model, adapter and tokenizer.
+    /// Loads model, adapter and tokenizer; with a GPU the model's linears are loaded to it.
     ///
     /// # Errors
-    /// Files that are missing or do not fit together.
-    pub fn load_parts(&self, opened: &OpenModel) -> Result<Loaded> {
+    /// Files that are missing or do not fit together; a GPU without memory for the model.
+    pub fn load_parts(&self, opened: &OpenModel, gpu: Option<&Gpu>) -> Result<Loaded> {
         let config = &opened.config;
         let context = self.context.unwrap_or(config.max_position_embeddings.min(4096));
         if context < 2 {
@@ -105,6 +106,8 @@ impl ModelArgs {
         let adapter = self.adapter.as_deref().map(peft::read).transpose()?;
         let mut options = LoadOptions::frozen(context);
         options.quantize = self.nf4.then(Default::default);
+        options.gpu = gpu.cloned();
+        gpu.map_or(Ok(()), |gpu| generate::check_linears(gpu, config, options.quantize, context))?;
         options.lora = adapter.as_ref().map(|adapter| adapter.config.clone());
         let bar = progress::counted(0, "loading");
         let loaded = model::load(config, opened.source(), &options, &mut |done, total| {

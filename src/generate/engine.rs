@@ -2,10 +2,11 @@
 
 use crate::device::Compute;
 use crate::error::{Error, Result};
-use crate::model::cuda::{generation_bytes, GpuKvCache, GpuLlama, GpuParams};
-use crate::model::{DoraScales, KvCache, Llama, Pass};
+use crate::model::cuda::{generation_bytes, linear_bytes, GpuKvCache, GpuLlama, GpuParams};
+use crate::model::{DoraScales, KvCache, Llama, ModelConfig, Pass};
 use crate::ops::gpu::Gpu;
 use crate::ops::{Arena, ParamStore};
+use crate::quant::QuantConfig;
 
 /// A model in the memory of what computes it.
 pub(super) enum Engine {
@@ -27,6 +28,30 @@ pub(super) struct OnGpu {
     cache: GpuKvCache,
 }
 
+/// Refuses a model whose linears alone a GPU cannot hold, before any of it is loaded.
+///
+/// # Errors
+/// The GPU's memory, with what takes less.
+pub fn check_linears(gpu: &Gpu, config: &ModelConfig, quantize: Option<QuantConfig>, context: usize) -> Result<()> {
+    check_room(gpu, linear_bytes(config, quantize), context)
+}
+
+/// Refuses what needs more bytes than the GPU has, beside those that it holds already.
+fn check_room(gpu: &Gpu, needed: usize, context: usize) -> Result<()> {
+    let (available, memory) = (gpu.available()?, gpu.driver().memory()?);
+    if needed <= available {
+        return Ok(());
+    }
+    let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
+    Err(Error::failed(format!(
+        "the model and a context of {context} tokens need {:.2} GiB of GPU memory; {:.2} of {:.2} GiB are free",
+        gib(needed + gpu.live_bytes()),
+        gib(available + gpu.live_bytes()),
+        gib(memory.total)
+    ))
+    .hint("use a smaller --context, the model in 4 bits (--nf4), or --device cpu"))
+}
+
 impl Engine {
     /// The CPU, for sequences of `context` tokens.
     pub(super) fn on_cpu(model: &mut Llama, params: ParamStore, compute: Compute, context: usize) -> Engine {
@@ -38,17 +63,7 @@ impl Engine {
 
     /// A GPU, for sequences of `context` tokens. The model's blocks are there afterwards, and no longer in `model`.
     pub(super) fn on_gpu(gpu: &Gpu, model: &mut Llama, params: &ParamStore, context: usize) -> Result<Engine> {
-        let (needed, memory) = (generation_bytes(model, params, context), gpu.driver().memory()?);
-        if needed > memory.free {
-            let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
-            return Err(Error::failed(format!(
-                "the model and a context of {context} tokens need {:.2} GiB of GPU memory; {:.2} of {:.2} GiB are free",
-                gib(needed),
-                gib(memory.free),
-                gib(memory.total)
-            ))
-            .hint("use a smaller --context, the model in 4 bits (--nf4), or --device cpu"));
-        }
+        check_room(gpu, generation_bytes(model, params, context), context)?;
         let there = GpuLlama::new(gpu, model, params)?;
         let params = GpuParams::frozen(gpu, params)?;
         let cache = GpuKvCache::new(&there, context)?;

@@ -11,9 +11,14 @@ const CONTEXT: usize = 40;
 const PROMPTS: [&[u32]; 4] = [&[1, 17, 40, 99, 5], &[2], &[1, 17, 40, 98], &[1, 17, 40, 98, 3, 3, 7]];
 
 fn tiny() -> (Llama, ParamStore) {
+    loaded(None)
+}
+
+/// The model with its linears here, or on a GPU.
+fn loaded(gpu: Option<&Gpu>) -> (Llama, ParamStore) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama/tiny");
     let config = ModelConfig::from_folder(&folder).unwrap();
-    let options = LoadOptions { quantize: Some(Default::default()), ..LoadOptions::frozen(128) };
+    let options = LoadOptions { quantize: Some(Default::default()), gpu: gpu.cloned(), ..LoadOptions::frozen(128) };
     model::load(&config, &Checkpoint::open(&folder).unwrap(), &options, &mut |_, _| {}).unwrap()
 }
 
@@ -60,6 +65,29 @@ fn the_same_seed_gives_the_same_tokens() {
     let Some(gpu) = emulated_gpu() else { return };
     let options = SamplingOptions { temperature: 1.0, top_k: Some(9), seed: 4, max_tokens: 24, ..Default::default() };
     assert_eq!(answers(&mut on_gpu(&gpu), &options), answers(&mut on_gpu(&gpu), &options));
+}
+
+#[test]
+fn a_model_loaded_to_the_gpu_says_the_same() {
+    let Some(gpu) = emulated_gpu() else { return };
+    let options = SamplingOptions { max_tokens: 24, ..SamplingOptions::default() };
+    let (model, params) = loaded(Some(&gpu));
+    let mut there = Generator::on_gpu(&gpu, model, &params, CONTEXT).unwrap();
+    assert_eq!(answers(&mut there, &options), answers(&mut on_gpu(&gpu), &options));
+}
+
+#[test]
+fn linears_that_the_gpu_cannot_hold_are_refused_before_they_are_loaded() {
+    let Some(driver) = crate::device::cuda::emulator::emulator_with(20 << 10) else { return };
+    let (gpu, config) = (Gpu::new(driver), tiny().0.config.clone());
+    assert!(check_linears(&gpu, &config, Some(Default::default()), CONTEXT).is_err());
+    let Some(gpu) = emulated_gpu() else { return };
+    check_linears(&gpu, &config, None, CONTEXT).unwrap();
+    let (model, _) = loaded(Some(&gpu));
+    let taken: usize = model.linears().map(|layer| layer.weight.frozen_bytes()).sum();
+    let planned = crate::model::cuda::linear_bytes(&config, Some(Default::default()));
+    // But for the map of each weight's scales.
+    assert_eq!(taken, planned + 1024 * model.linears().count());
 }
 
 #[test]

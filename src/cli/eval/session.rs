@@ -102,7 +102,7 @@ pub fn targets(args: &EvalArgs) -> Result<Vec<Target>> {
 /// # Errors
 /// Files that are missing or do not fit together.
 pub fn evaluator(args: &EvalArgs, model: &ModelArgs, opened: &OpenModel) -> Result<Evaluator> {
-    let Loaded { model: llama, params, tokenizer, context } = model.load_parts(opened)?;
+    let Loaded { model: llama, params, tokenizer, context } = model.load_parts(opened, None)?;
     tokenizer.warnings().iter().for_each(|warning| output::warning(warning));
     let settings = Settings { compute: model.compute.into(), context, bos: !args.no_bos };
     let mut evaluator = Evaluator::new((llama, params), tokenizer, settings);

@@ -5,6 +5,7 @@
 //! fat binaries that the build embedded. Calls may come from any thread: the context is made current in each.
 //! Reference: CUDA driver API and cuBLAS documentation; bindings by cudarc.
 
+use super::pinned::Pinned;
 use super::{DeviceMemory, Driver, Launch, Output, Product};
 use crate::error::{Error, Result};
 use cudarc::cublas::{result as cublas, sys as blas};
@@ -37,7 +38,7 @@ fn fault(what: &str, error: impl std::fmt::Display) -> Error {
     Error::failed(format!("GPU: {what}: {error}"))
 }
 
-fn driver_error(what: &'static str) -> impl Fn(cuda::DriverError) -> Error {
+pub(super) fn driver_error(what: &'static str) -> impl Fn(cuda::DriverError) -> Error {
     move |error| {
         let text = error.error_string().ok().and_then(|text| text.to_str().ok()).unwrap_or("unknown error").to_owned();
         match error.0 {
@@ -126,6 +127,8 @@ struct Cuda {
     blas: blas::cublasHandle_t,
     workspace: sys::CUdeviceptr,
     modules: Vec<sys::CUmodule>,
+    /// What uploads pass through; there from the end of `open` until the drop.
+    pinned: Mutex<Option<Pinned>>,
     /// Kernels found so far.
     functions: Mutex<HashMap<&'static str, Function>>,
 }
@@ -152,9 +155,11 @@ impl Cuda {
                 blas: std::ptr::null_mut(),
                 workspace: 0,
                 modules: Vec::new(),
+                pinned: Mutex::default(),
                 functions: Mutex::default(),
             };
             gpu.load_kernels()?;
+            gpu.pinned = Mutex::new(Some(Pinned::new()?));
             gpu.blas = cublas::create_handle().map_err(|error| fault("cuBLAS does not start", format!("{error:?}")))?;
             cublas::set_stream(gpu.blas, stream.cast())
                 .map_err(|error| fault("cuBLAS' stream", format!("{error:?}")))?;
@@ -209,6 +214,7 @@ impl Drop for Cuda {
         // SAFETY: each object was made by this value and is not used afterwards.
         unsafe {
             let _ = cuda::stream::synchronize(self.stream);
+            drop(self.pinned.get_mut().unwrap_or_else(PoisonError::into_inner).take());
             if !self.blas.is_null() {
                 let _ = cublas::destroy_handle(self.blas);
             }
@@ -255,8 +261,10 @@ impl Driver for Cuda {
 
     fn upload(&self, to: u64, bytes: &[u8]) -> Result<()> {
         self.enter()?;
-        // SAFETY: the caller's promise on `to`. From pageable memory the call returns once the bytes are staged.
-        unsafe { cuda::memcpy_htod_async(to, bytes, self.stream) }.map_err(driver_error("copying to the GPU"))
+        let mut pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(pinned) = pinned.as_mut() else { return Err(fault("copying to the GPU", "it is closed")) };
+        // SAFETY: the caller's promise on `to`; the context is current and the stream its own.
+        unsafe { pinned.upload(to, bytes, self.stream) }
     }
 
     fn download(&self, from: u64, bytes: &mut [u8]) -> Result<()> {

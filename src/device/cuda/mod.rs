@@ -11,6 +11,10 @@
 mod driver;
 #[cfg(test)]
 pub mod emulator;
+#[cfg(feature = "cuda")]
+mod pinned;
+#[cfg(any(test, feature = "cuda"))]
+mod ring;
 
 #[cfg(feature = "cuda")]
 pub use driver::{open, probe, Found};

@@ -11,7 +11,7 @@ use super::layer::GpuLayer;
 use super::{GpuLlama, GpuParams, PassContext};
 use crate::error::Result;
 use crate::model::layer::Weight;
-use crate::model::Llama;
+use crate::model::{Llama, ModelConfig};
 use crate::ops::attention::cuda::{self as attention, Tiles};
 use crate::ops::gpu::Buffer;
 use crate::ops::linear::cuda::{self as linear, RowOutput, Tail};
@@ -19,6 +19,7 @@ use crate::ops::rms_norm::cuda as rms_norm;
 use crate::ops::rope::{cuda as rope, Direction};
 use crate::ops::swiglu::cuda as swiglu;
 use crate::ops::ParamStore;
+use crate::quant::QuantConfig;
 use half::bf16;
 
 /// Keys and values of every layer for one sequence, each `[capacity, kv_heads · D]` in bf16.
@@ -81,6 +82,13 @@ pub fn generation_bytes(model: &Llama, params: &ParamStore, context: usize) -> u
     let tables = bytes(&model.embedding) + model.head.as_ref().map_or(0, bytes);
     let adapter: usize = params.iter().map(|param| HALF * param.value.len()).sum();
     linears + scratch + tables + adapter + 2 * model.blocks.len() * context * model.config.kv_width() * HALF
+}
+
+/// Bytes of GPU memory that the blocks' linears of a model take, quantised if asked, without loading them.
+pub fn linear_bytes(config: &ModelConfig, quantize: Option<QuantConfig>) -> usize {
+    let quantize = quantize.or(config.quantized.then(QuantConfig::default));
+    let bytes = |values: usize| quantize.map_or(size_of::<bf16>() * values, |config| config.bytes(values));
+    (0..config.layers).flat_map(|layer| config.linear_shapes(layer)).map(|(_, [rows, cols])| bytes(rows * cols)).sum()
 }
 
 impl GpuLlama {

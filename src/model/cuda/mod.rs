@@ -12,7 +12,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-pub use decode::{generation_bytes, GpuKvCache};
+pub use decode::{generation_bytes, linear_bytes, GpuKvCache};
 pub(super) use layer::check_options;
 pub use params::GpuParams;
 pub(super) use stream::{with_linears, LinearStream};
