@@ -1,8 +1,9 @@
 //! What the machine computes with: which CPU instructions, how many threads, which number format.
 //!
-//! The kernel path is detected once; `LLAMANTINO_CPU=portable|neon|avx2|avx512|avx512bf16` caps it (tests run every
+//! The kernel path is detected once; `LLAMANTINO_CPU=portable|neon|avx2|avx512|avx512bf16|amx` caps it (tests run every
 //! path this way). A path that the machine lacks is refused, never emulated silently.
 
+mod amx;
 pub mod choice;
 pub mod cuda;
 pub mod machine;
@@ -37,6 +38,8 @@ pub enum CpuPath {
     Avx512,
     /// AVX-512 with `vdpbf16ps` (x86-64).
     Avx512Bf16,
+    /// That and the tile registers of AMX with `tdpbf16ps` (x86-64, Linux).
+    Amx,
 }
 
 impl CpuPath {
@@ -48,12 +51,13 @@ impl CpuPath {
             CpuPath::Avx2 => "avx2",
             CpuPath::Avx512 => "avx512",
             CpuPath::Avx512Bf16 => "avx512bf16",
+            CpuPath::Amx => "amx",
         }
     }
 
     /// Every path that this machine can run, least capable first.
     pub fn available() -> Vec<CpuPath> {
-        [CpuPath::Portable, CpuPath::Neon, CpuPath::Avx2, CpuPath::Avx512, CpuPath::Avx512Bf16]
+        [CpuPath::Portable, CpuPath::Neon, CpuPath::Avx2, CpuPath::Avx512, CpuPath::Avx512Bf16, CpuPath::Amx]
             .into_iter()
             .filter(|path| path.is_available())
             .collect()
@@ -69,12 +73,14 @@ impl CpuPath {
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vbmi");
+        let avx512bf16 = avx512 && is_x86_feature_detected!("avx512bf16");
         match self {
             CpuPath::Portable => true,
             CpuPath::Neon => false,
             CpuPath::Avx2 => avx2,
             CpuPath::Avx512 => avx512,
-            CpuPath::Avx512Bf16 => avx512 && is_x86_feature_detected!("avx512bf16"),
+            CpuPath::Avx512Bf16 => avx512bf16,
+            CpuPath::Amx => avx512bf16 && amx::is_usable(),
         }
     }
 

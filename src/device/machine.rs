@@ -26,6 +26,7 @@ pub fn cpu_features() -> Vec<(&'static str, bool)> {
         ("avx512dq", is_x86_feature_detected!("avx512dq")),
         ("avx512vbmi", is_x86_feature_detected!("avx512vbmi")),
         ("avx512bf16", is_x86_feature_detected!("avx512bf16")),
+        ("amx-bf16", super::amx::is_usable()),
     ];
     #[cfg(target_arch = "aarch64")]
     return vec![("neon", true)];

@@ -39,7 +39,7 @@ macro_rules! kernel {
 
             match path {
                 #[cfg(target_arch = "x86_64")]
-                $crate::device::CpuPath::Avx512 | $crate::device::CpuPath::Avx512Bf16 => {
+                $crate::device::CpuPath::Avx512 | $crate::device::CpuPath::Avx512Bf16 | $crate::device::CpuPath::Amx => {
                     // SAFETY: callers pass available paths only, and these two are available only with the features.
                     unsafe { avx512($($argument),*) }
                 }

@@ -70,7 +70,7 @@ macro_rules! vectorized {
                     $body($($argument),*)
                 }
                 match $crate::device::cpu_path() {
-                    $crate::device::CpuPath::Avx512 | $crate::device::CpuPath::Avx512Bf16 => {
+                    $crate::device::CpuPath::Avx512 | $crate::device::CpuPath::Avx512Bf16 | $crate::device::CpuPath::Amx => {
                         // SAFETY: this path is named only where the CPU has these features.
                         return unsafe { avx512($($argument),*) };
                     }

@@ -33,6 +33,8 @@ mod row;
 mod rows;
 pub(crate) mod simd;
 mod softmax;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 mod visible;
 
 #[cfg(test)]

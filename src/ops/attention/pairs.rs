@@ -18,7 +18,7 @@ pub(super) struct Arithmetic {
 impl Arithmetic {
     pub fn new(path: CpuPath, compute: Compute) -> Arithmetic {
         #[cfg(target_arch = "x86_64")]
-        let has_pairs = path == CpuPath::Avx512Bf16;
+        let has_pairs = path >= CpuPath::Avx512Bf16;
         #[cfg(not(target_arch = "x86_64"))]
         let has_pairs = false;
         Arithmetic { path, per_word: if compute == Compute::Bf16 && has_pairs { 2 } else { 1 } }
@@ -27,6 +27,12 @@ impl Arithmetic {
     /// f32 operands.
     pub fn f32(path: CpuPath) -> Arithmetic {
         Arithmetic { path, per_word: 1 }
+    }
+
+    /// Whether products of words run on tile registers.
+    #[cfg(target_arch = "x86_64")]
+    pub fn has_tiles(self) -> bool {
+        self.is_pairs() && self.path == CpuPath::Amx
     }
 
     /// Whether operands are words of two.

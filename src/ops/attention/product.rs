@@ -70,17 +70,22 @@ pub(super) fn product(arithmetic: Arithmetic, size: Size, a: Left<'_>, b: Right<
     assert!((rows - 1) * c.row + columns <= c.data.len());
     assert!(!matches!(c.before, Before::Scale(factors) if factors.len() < rows));
     let product = Product { size, a, b, c };
+    #[cfg(target_arch = "x86_64")]
+    if arithmetic.has_tiles() {
+        return super::tiles::product(product);
+    }
     match arithmetic.is_pairs() {
         true => dispatch_pairs(arithmetic.path, product),
         false => dispatch(arithmetic.path, product),
     }
 }
 
-struct Product<'a> {
-    size: Size,
-    a: Left<'a>,
-    b: Right<'a>,
-    c: Target<'a>,
+/// A product whose sizes were checked.
+pub(super) struct Product<'a> {
+    pub size: Size,
+    pub a: Left<'a>,
+    pub b: Right<'a>,
+    pub c: Target<'a>,
 }
 
 /// The pointers of one register tile.

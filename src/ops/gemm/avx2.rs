@@ -1,6 +1,6 @@
 //! AVX2 kernels with FMA: 12 accumulators (6x16), transposition of 8x8 words, NF4 lookups in two half tables.
 
-use super::kernel::{dot, dot_row, tile, tile_row, Dot, Kernels, Lanes, Tile, MOST_ROWS};
+use super::kernel::{dot, dot_row, tile, tile_row, Dot, Kernels, Lanes, Tile, MOST_ROWS, ROWS_AT_ONCE};
 use super::pack_nf4::ScaleReader;
 use crate::quant::nf4::NF4_CODE;
 use crate::quant::{Nf4Matrix, SourceDtype};
@@ -146,6 +146,9 @@ unsafe fn transpose(rows: &[*const f32], words: usize, to: *mut f32, stride: usi
 pub(super) static F32: Kernels = Kernels {
     width: 8,
     tiles: &[tile_row!(tile_f32, 1, [1, 2, 3, 4, 5, 6, 7, 8]), tile_row!(tile_f32, 2, [1, 2, 3, 4, 5, 6])],
+    whole: None,
+    tiled: false,
+    rows_at_once: ROWS_AT_ONCE,
     dots: dot_row!(dot_f32),
     pairs: None,
     transpose,

@@ -1,6 +1,6 @@
 //! AVX-512 kernels: 24 accumulators (8x48, 12x32), transposition of 16x16 words.
 
-use super::kernel::{dot, dot_row, tile, tile_row, Dot, Kernels, Lanes, Tile, MOST_ROWS};
+use super::kernel::{dot, dot_row, tile, tile_row, Dot, Kernels, Lanes, Tile, MOST_ROWS, ROWS_AT_ONCE};
 use std::arch::x86_64::*;
 
 #[derive(Clone, Copy)]
@@ -122,7 +122,7 @@ pub(super) fn transpose_16x16(rows: [__m512i; 16]) -> [__m512i; 16] {
 /// # Safety
 /// As [`super::kernel::TransposeFn`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-pub(super) unsafe fn transpose(rows: &[*const f32], words: usize, to: *mut f32, stride: usize) {
+pub(in crate::ops) unsafe fn transpose(rows: &[*const f32], words: usize, to: *mut f32, stride: usize) {
     assert!((1..=16).contains(&rows.len()));
     // Rows beyond the last repeat it: their lanes are masked away at the store.
     let pointers: [*const f32; 16] = std::array::from_fn(|r| rows[r.min(rows.len() - 1)]);
@@ -150,6 +150,9 @@ pub(super) static F32: Kernels = Kernels {
         tile_row!(tile_f32, 2, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]),
         tile_row!(tile_f32, 3, [1, 2, 3, 4, 5, 6, 7, 8]),
     ],
+    whole: None,
+    tiled: false,
+    rows_at_once: ROWS_AT_ONCE,
     dots: dot_row!(dot_f32),
     pairs: None,
     transpose,

@@ -4,7 +4,7 @@
 //! rounding; `vcvtne2ps2bf16` rounds to nearest even and flushes subnormal inputs.
 
 use super::avx512::{first_lanes, transpose, Avx512};
-use super::kernel::{dot, dot_row, tile, tile_row, Dot, Kernels, Lanes, PairFns, Tile, MOST_ROWS};
+use super::kernel::{dot, dot_row, tile, tile_row, Dot, Kernels, Lanes, PairFns, Tile, MOST_ROWS, ROWS_AT_ONCE};
 use std::arch::x86_64::*;
 
 /// Words are pairs of bf16; sums are f32.
@@ -142,13 +142,19 @@ unsafe fn pair_rows(even: &[f32], odd: &[f32], to: &mut [f32]) {
 }
 
 /// bf16 operands.
-pub(super) static BF16: Kernels = Kernels {
+pub(super) static BF16: Kernels = KERNELS;
+
+/// The same, to be changed in parts.
+pub(super) const KERNELS: Kernels = Kernels {
     width: 16,
     tiles: &[
         tile_row!(tile_pairs, 1, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]),
         tile_row!(tile_pairs, 2, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]),
         tile_row!(tile_pairs, 3, [1, 2, 3, 4, 5, 6, 7, 8]),
     ],
+    whole: None,
+    tiled: false,
+    rows_at_once: ROWS_AT_ONCE,
     dots: dot_row!(dot_pairs),
     pairs: Some(PairFns { neighbours: pair_neighbours, rows: pair_rows }),
     transpose,

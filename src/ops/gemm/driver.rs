@@ -22,11 +22,11 @@ const JOBS_PER_THREAD: usize = 4;
 /// Rows of a job at least, where rows are split: packing a panel again for each job must stay cheap.
 const ROWS_PER_JOB: usize = 128;
 
+/// Rows of a job are a multiple of this: whole tiles.
+const ROW_UNIT: usize = 32;
+
 /// Most rows of A for which B is read where it lies, if it can be: with more, packing it pays.
 const IN_PLACE_ROWS: usize = 64;
-
-/// Rows multiplied between two fetches for the next panel: whole tiles of every height that the kernels prefer.
-const ROWS_PER_FETCH: usize = 24;
 
 /// Depth blocks from which on a job takes several panels.
 const DEEP_BLOCKS: usize = 8;
@@ -227,8 +227,8 @@ impl Job<'_> {
         next: Option<(&Source<'_>, Range<usize>, Range<usize>)>,
     ) {
         let per_word = self.kernels.per_word();
-        let rows = Cuts::into(one.rows, 8, self.part.1).get(self.part.0);
-        let groups = Cuts::at_most(rows.len(), ROWS_PER_FETCH, ROWS_PER_FETCH);
+        let rows = Cuts::into(one.rows, ROW_UNIT, self.part.1).get(self.part.0);
+        let groups = Cuts::at_most(rows.len(), self.kernels.rows_at_once, self.kernels.rows_at_once);
         for group in 0..groups.count {
             let part = groups.get(group);
             if let Some((source, depth, columns)) = &next {
@@ -242,7 +242,7 @@ impl Job<'_> {
             }
             let tile = Tile {
                 depth: depth.len().div_ceil(per_word),
-                a: one.left.start.wrapping_add(first * one.left.stride + depth.start / per_word),
+                a: one.left.at(self.kernels, first, depth.start / per_word),
                 a_row: one.left.stride,
                 a_depth: 1,
                 b: b.0,

@@ -85,6 +85,15 @@ pub(super) struct Tile {
 /// The pointers of the tile are good for R rows and V vectors, and the instruction set is available.
 pub(super) type TileFn = unsafe fn(&Tile);
 
+/// A kernel for any number of rows and the columns of a panel.
+///
+/// # Safety
+/// The pointers of the tile are good for the rows, and for whole vectors of the panel; the instruction set is available.
+pub(super) type WholeFn = unsafe fn(&Tile, rows: usize, columns: usize);
+
+/// [`Kernels::rows_at_once`] of kernels with tiles of 8 and 12 rows.
+pub(super) const ROWS_AT_ONCE: usize = 24;
+
 /// The body of every micro-kernel; the caller is a `#[target_feature]` function.
 ///
 /// # Safety
@@ -212,6 +221,12 @@ pub(super) struct Kernels {
     pub width: usize,
     /// Kernels by vectors - 1, then by rows - 1.
     pub tiles: &'static [&'static [TileFn]],
+    /// All rows of a panel at once, where that is more than tile after tile.
+    pub whole: Option<WholeFn>,
+    /// Rows of A lie as tiles.
+    pub tiled: bool,
+    /// Rows multiplied between two fetches for the next panel: whole tiles of every height that the kernels prefer.
+    pub rows_at_once: usize,
     /// Dot products by rows - 1.
     pub dots: [DotFn; MOST_ROWS],
     /// Words are pairs of bf16 instead of one f32; how to make them.
@@ -228,9 +243,11 @@ impl Kernels {
     pub fn of(path: CpuPath, compute: Compute) -> &'static Kernels {
         match (path, compute) {
             #[cfg(target_arch = "x86_64")]
+            (CpuPath::Amx, Compute::Bf16) => &super::amx::BF16,
+            #[cfg(target_arch = "x86_64")]
             (CpuPath::Avx512Bf16, Compute::Bf16) => &super::avx512bf16::BF16,
             #[cfg(target_arch = "x86_64")]
-            (CpuPath::Avx512 | CpuPath::Avx512Bf16, _) => &super::avx512::F32,
+            (CpuPath::Avx512 | CpuPath::Avx512Bf16 | CpuPath::Amx, _) => &super::avx512::F32,
             #[cfg(target_arch = "x86_64")]
             (CpuPath::Avx2, _) => &super::avx2::F32,
             #[cfg(target_arch = "aarch64")]
@@ -254,6 +271,10 @@ impl Kernels {
     /// # Safety
     /// The pointers of the tile are good for all rows, and B for whole vectors; the instruction set is available.
     pub unsafe fn run(&self, mut tile: Tile, rows: usize, columns: usize) {
+        if let Some(whole) = self.whole {
+            // SAFETY: passed on.
+            return unsafe { whole(&tile, rows, columns) };
+        }
         let vectors = columns.div_ceil(self.width);
         let kernels = self.tiles[vectors - 1];
         tile.last = columns - (vectors - 1) * self.width;
@@ -316,7 +337,7 @@ macro_rules! for_each_path {
                 $crate::device::CpuPath::Avx2 => unsafe { avx2($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                $crate::device::CpuPath::Avx512 | $crate::device::CpuPath::Avx512Bf16 => unsafe { avx512($($arg),*) },
+                $crate::device::CpuPath::Avx512 | $crate::device::CpuPath::Avx512Bf16 | $crate::device::CpuPath::Amx => unsafe { avx512($($arg),*) },
                 _ => body($($arg),*),
             }
         }

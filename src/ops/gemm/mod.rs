@@ -9,6 +9,8 @@
 //! Results do not depend on the number of threads: work is split over output tiles, never over the reduction.
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -52,6 +54,13 @@ use driver::Product;
 pub use gemv_row::{RowInput, RowProduct};
 use operand::Left;
 use pack_dense::Source;
+
+/// Products of such words on tile registers, for others than the driver.
+#[cfg(target_arch = "x86_64")]
+pub(in crate::ops) mod tiles {
+    pub(in crate::ops) use super::amx::{blocks, Destination, Words, SUMS};
+    pub(in crate::ops) use super::avx512::transpose;
+}
 
 /// How f32 registers become words of two bf16, for other products of such words.
 #[cfg(target_arch = "x86_64")]

@@ -1,6 +1,6 @@
 //! NEON kernels for aarch64, where the instruction set is part of the baseline: 24 accumulators (8x12).
 
-use super::kernel::{dot, dot_row, tile, tile_row, Dot, Kernels, Lanes, Tile, MOST_ROWS};
+use super::kernel::{dot, dot_row, tile, tile_row, Dot, Kernels, Lanes, Tile, MOST_ROWS, ROWS_AT_ONCE};
 use std::arch::aarch64::*;
 
 #[derive(Clone, Copy)]
@@ -87,6 +87,9 @@ pub(super) static F32: Kernels = Kernels {
         tile_row!(tile_f32, 2, [1, 2, 3, 4, 5, 6, 7, 8]),
         tile_row!(tile_f32, 3, [1, 2, 3, 4, 5, 6, 7, 8]),
     ],
+    whole: None,
+    tiled: false,
+    rows_at_once: ROWS_AT_ONCE,
     dots: dot_row!(dot_f32),
     pairs: None,
     transpose: super::portable::transpose,

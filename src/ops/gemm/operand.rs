@@ -1,7 +1,8 @@
 //! Operand A as rows of words that the micro-kernels broadcast from.
 //!
 //! f32 rows are read where they are (copying them out of strides that share cache sets was measured: it gains nothing).
-//! For bf16, or a transposed operand, they are converted once, into padded rows that all threads share.
+//! For bf16, or a transposed operand, they are converted once, into padded rows that all threads share. Kernels on tile
+//! registers want 16 rows as one tile after the other, each of 16 words of every row: so memory is read from end to end.
 
 use super::driver::for_each;
 use super::kernel::Kernels;
@@ -16,6 +17,9 @@ const LINE: usize = 16;
 
 /// Rows (or depths, if transposed) converted by one job: whole vectors.
 const ROWS_PER_JOB: usize = 32;
+
+/// Rows of a tile, and its words.
+pub(super) const TILE: usize = 16;
 
 /// Columns of a transposed operand converted at a time: 16 rows of them stay in the L1 cache.
 const COLUMNS_AT_ONCE: usize = 512;
@@ -39,8 +43,16 @@ pub(super) struct Left<'a> {
 pub(super) struct Rows {
     /// First word.
     pub start: *const f32,
-    /// Words from one row to the next.
+    /// Words from one row to the next; of tiles, to what the next row would be if they were none.
     pub stride: usize,
+}
+
+impl Rows {
+    /// Row `row` from word `word` on; of tiles, both at the start of one.
+    pub fn at(&self, kernels: &Kernels, row: usize, word: usize) -> *const f32 {
+        let deep = if kernels.tiled { word * TILE } else { word };
+        self.start.wrapping_add(row * self.stride + deep)
+    }
 }
 
 // SAFETY: the words are only read, by those who hold the operand and the buffer.
@@ -70,8 +82,9 @@ pub(super) fn prepare(kernels: &Kernels, lefts: &[Left<'_>], threads: usize) -> 
         .iter()
         .map(|left| {
             let stride = left.stride(kernels)?;
-            total += left.rows() * stride;
-            Some((total - left.rows() * stride, stride))
+            let words = left.rows().next_multiple_of(if kernels.tiled { TILE } else { 1 }) * stride;
+            total += words;
+            Some((total - words, stride))
         })
         .collect();
     let mut memory = (total > 0).then(|| Scratch::take(total));
@@ -93,6 +106,14 @@ pub(super) fn prepare(kernels: &Kernels, lefts: &[Left<'_>], threads: usize) -> 
         left.run(kernels, job, to, stride);
     });
     (rows, memory)
+}
+
+/// Where the first words of a row are.
+fn place(kernels: &Kernels, row: usize, stride: usize) -> usize {
+    match kernels.tiled {
+        true => row / TILE * TILE * stride + row % TILE * TILE,
+        false => row * stride,
+    }
 }
 
 impl Left<'_> {
@@ -140,9 +161,15 @@ impl Left<'_> {
         } else {
             let words = self.depth().div_ceil(kernels.per_word());
             for row in range {
-                // SAFETY: rows · stride words were taken, and each row belongs to one job.
-                let to = unsafe { std::slice::from_raw_parts_mut(to.get().add(row * stride), words) };
-                self.convert(kernels, self.matrix.row(row), to);
+                let (piece, step) = if kernels.tiled { (TILE, TILE * TILE) } else { (words.max(1), 0) };
+                let values = self.matrix.row(row).chunks(piece * kernels.per_word());
+                for (index, values) in values.enumerate() {
+                    let place = place(kernels, row, stride) + index * step;
+                    let words = values.len().div_ceil(kernels.per_word());
+                    // SAFETY: the words of all rows were taken, and each row belongs to one job.
+                    let to = unsafe { std::slice::from_raw_parts_mut(to.get().add(place), words) };
+                    self.convert(kernels, values, to);
+                }
             }
         }
     }
@@ -181,11 +208,16 @@ impl Left<'_> {
                 };
                 count += 1;
             }
-            // SAFETY: the pointers have a word for each of the columns; these columns of the rows from `first_word` on
-            // are this job's.
-            unsafe {
-                let to = to.get().add(columns.start * stride + first_word);
-                (kernels.transpose)(&pointers[..count], columns.len(), to, stride);
+            let (piece, row) = if kernels.tiled { (TILE, TILE) } else { (COLUMNS_AT_ONCE, stride) };
+            let deep = if kernels.tiled { first_word * TILE } else { first_word };
+            for first in columns.clone().step_by(piece) {
+                // SAFETY: the pointers have a word for each of the columns; these columns of the rows from `first_word`
+                // on are this job's.
+                unsafe {
+                    let to = to.get().add(first * stride + deep);
+                    (kernels.transpose)(&pointers[..count], piece.min(columns.end - first), to, row);
+                }
+                pointers[..count].iter_mut().for_each(|pointer| *pointer = pointer.wrapping_add(piece));
             }
         }
     }

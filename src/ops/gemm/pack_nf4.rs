@@ -91,7 +91,7 @@ pub(super) fn dequantise(path: CpuPath, matrix: &Nf4Matrix, start: usize, count:
     match path {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the path is available, and the assertion covers the target.
-        CpuPath::Avx512 | CpuPath::Avx512Bf16 => unsafe {
+        CpuPath::Avx512 | CpuPath::Avx512Bf16 | CpuPath::Amx => unsafe {
             super::pack_nf4_avx512::dequantise_groups(matrix, groups, to);
         },
         // SAFETY: as above.

@@ -63,10 +63,13 @@ pub fn register_loop(compute: Compute) -> f64 {
     match (cpu_path(), compute) {
         // SAFETY: the path is the one in use, so the machine has it.
         #[cfg(target_arch = "x86_64")]
+        (CpuPath::Amx, Compute::Bf16) => unsafe { super::amx::register_loop(ROUNDS) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
         (CpuPath::Avx512Bf16, Compute::Bf16) => unsafe { x86::bf16_512() },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        (CpuPath::Avx512 | CpuPath::Avx512Bf16, _) => unsafe { x86::f32_512() },
+        (CpuPath::Avx512 | CpuPath::Avx512Bf16 | CpuPath::Amx, _) => unsafe { x86::f32_512() },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         (CpuPath::Avx2, _) => unsafe { x86::f32_256() },

@@ -2,7 +2,7 @@
 //!
 //! Products and sums are rounded apart: a fused multiply-add would be a library call on machines without one.
 
-use super::kernel::{dot, dot_row, tile, tile_row, Dot, Kernels, Lanes, Tile, MOST_ROWS};
+use super::kernel::{dot, dot_row, tile, tile_row, Dot, Kernels, Lanes, Tile, MOST_ROWS, ROWS_AT_ONCE};
 
 #[derive(Clone, Copy)]
 struct Portable;
@@ -82,6 +82,9 @@ pub(super) unsafe fn transpose(rows: &[*const f32], words: usize, to: *mut f32, 
 pub(super) static F32: Kernels = Kernels {
     width: 4,
     tiles: &[tile_row!(tile_f32, 1, [1, 2, 3, 4]), tile_row!(tile_f32, 2, [1, 2, 3, 4])],
+    whole: None,
+    tiled: false,
+    rows_at_once: ROWS_AT_ONCE,
     dots: dot_row!(dot_f32),
     pairs: None,
     transpose,

@@ -50,7 +50,7 @@ pub(super) fn encode_on(path: CpuPath, blocks: Blocks<'_>) -> Option<usize> {
     match path {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the path is only chosen where the CPU has AVX-512 F, BW, VL and DQ.
-        CpuPath::Avx512 | CpuPath::Avx512Bf16 => unsafe { x86::encode_avx512(blocks) },
+        CpuPath::Avx512 | CpuPath::Avx512Bf16 | CpuPath::Amx => unsafe { x86::encode_avx512(blocks) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the path is only chosen where the CPU has AVX2, FMA and F16C.
         CpuPath::Avx2 => unsafe { x86::encode_avx2(blocks) },
@@ -174,7 +174,9 @@ pub(super) fn decode_blocks_on(
     match path {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the path is only chosen where the CPU has AVX-512 F, BW, VL and DQ.
-        CpuPath::Avx512 | CpuPath::Avx512Bf16 => unsafe { x86::decode_avx512(packed, block, scales, dtype, out) },
+        CpuPath::Avx512 | CpuPath::Avx512Bf16 | CpuPath::Amx => unsafe {
+            x86::decode_avx512(packed, block, scales, dtype, out)
+        },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the path is only chosen where the CPU has AVX2, FMA and F16C.
         CpuPath::Avx2 => unsafe { x86::decode_avx2(packed, block, scales, dtype, out) },

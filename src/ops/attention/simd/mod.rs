@@ -67,7 +67,7 @@ pub(crate) fn dispatch<K: Kernel>(path: CpuPath, kernel: K) -> K::Output {
     match path {
         // SAFETY: callers pass paths that device.rs has found on this machine.
         #[cfg(target_arch = "x86_64")]
-        CpuPath::Avx512 | CpuPath::Avx512Bf16 => unsafe { avx512::run(kernel) },
+        CpuPath::Avx512 | CpuPath::Avx512Bf16 | CpuPath::Amx => unsafe { avx512::run(kernel) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         CpuPath::Avx2 => unsafe { avx2::run(kernel) },
@@ -79,7 +79,7 @@ pub(crate) fn dispatch<K: Kernel>(path: CpuPath, kernel: K) -> K::Output {
 /// Runs a kernel on words of two bf16, on the path that has an instruction for them.
 pub(crate) fn dispatch_pairs<K: Kernel>(path: CpuPath, kernel: K) -> K::Output {
     #[cfg(target_arch = "x86_64")]
-    if path == CpuPath::Avx512Bf16 {
+    if path >= CpuPath::Avx512Bf16 {
         // SAFETY: callers pass paths that device.rs has found on this machine.
         return unsafe { avx512bf16::run(kernel) };
     }
