@@ -54,7 +54,7 @@ cargo test --release --no-fail-fast
 step "benches compile"
 cargo build --release --benches
 step "tests on every other kernel path of this machine"
-for path in portable avx2 avx512; do
+for path in portable avx2 avx512 avx512bf16; do
   if LLAMANTINO_CPU=$path target/release/llamantino --version >/dev/null 2>&1; then
     echo "kernel path $path"
     LLAMANTINO_CPU=$path cargo test --release --quiet --test parity

@@ -14,6 +14,7 @@ use super::avx512::Avx512;
 use super::avx512bf16::KERNELS as WITHOUT_TILES;
 use super::kernel::{Kernels, Lanes, Tile};
 use std::arch::asm;
+use std::cell::Cell;
 use std::mem::MaybeUninit;
 
 /// Rows of a tile, and its columns in words.
@@ -39,13 +40,32 @@ impl Shapes {
         shapes
     }
 
-    /// Makes the tiles of these shapes; all are zero then.
+    /// Gives this thread's tiles these shapes, unless they have them; those of C are zero then.
     ///
     /// # Safety
     /// AMX may be used.
-    unsafe fn load(&self) {
-        // SAFETY: the 64 bytes are a valid configuration by construction.
-        unsafe { asm!("ldtilecfg [{}]", in(reg) self, options(nostack, readonly, preserves_flags)) };
+    #[inline(always)]
+    unsafe fn load(upper: usize, lower: usize, words: usize) {
+        thread_local! {
+            /// What was loaded last: nobody else touches the tiles, which stay in use until the thread ends.
+            static LOADED: Cell<(usize, usize, usize)> = const { Cell::new((0, 0, 0)) };
+        }
+        let wanted = (upper, lower, words);
+        // SAFETY: the 64 bytes are a valid configuration by construction; loading takes about as long as ten products.
+        unsafe {
+            if LOADED.replace(wanted) != wanted {
+                let shapes = Shapes::new(upper, lower, words);
+                asm!("ldtilecfg [{}]", in(reg) &shapes, options(nostack, readonly, preserves_flags));
+            } else {
+                asm!(
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    "tilezero tmm2",
+                    "tilezero tmm3",
+                    options(nostack, nomem, preserves_flags)
+                );
+            }
+        }
     }
 }
 
@@ -220,7 +240,6 @@ pub(in crate::ops) unsafe fn blocks(
     let (steps, rest) = (words.depth / SIDE, words.depth % SIDE);
     let mut sums = Sums(MaybeUninit::uninit());
     let sums = sums.0.as_mut_ptr().cast::<f32>();
-    let mut shapes = (0, 0);
     for first in (0..rows).step_by(2 * SIDE) {
         let height = (rows - first).min(2 * SIDE);
         let (upper, lower) = (height.min(SIDE), height.saturating_sub(SIDE));
@@ -235,24 +254,13 @@ pub(in crate::ops) unsafe fn blocks(
         };
         // SAFETY: the shapes are those of the block; rows, depths and columns are the caller's.
         unsafe {
-            if (steps > 0 && rest > 0) || shapes != (upper, lower) {
-                Shapes::new(upper, lower, if steps > 0 { SIDE } else { rest }).load();
-                shapes = (upper, lower);
-            } else {
-                asm!(
-                    "tilezero tmm0",
-                    "tilezero tmm1",
-                    "tilezero tmm2",
-                    "tilezero tmm3",
-                    options(nostack, nomem, preserves_flags)
-                );
-            }
+            Shapes::load(upper, lower, if steps > 0 { SIDE } else { rest });
             if steps > 0 {
                 block.multiply(0, steps);
             }
             if steps > 0 && rest > 0 {
                 block.store(sums, SUMS_ROW);
-                Shapes::new(upper, lower, rest).load();
+                Shapes::load(upper, lower, rest);
                 block.restore(sums, SUMS_ROW);
             }
             if rest > 0 {
@@ -279,8 +287,6 @@ pub(in crate::ops) unsafe fn blocks(
             }
         }
     }
-    // SAFETY: AMX may be used; nothing needs the tiles any more.
-    unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
 }
 
 /// `rows` rows of C and the `columns` (at most 32) of one panel.
@@ -339,9 +345,9 @@ pub(super) static BF16: Kernels = Kernels {
 pub(super) unsafe fn register_loop(rounds: usize) -> f64 {
     // SAFETY: by contract; whole tiles that nothing else uses.
     unsafe {
-        Shapes::new(SIDE, SIDE, SIDE).load();
+        Shapes::load(SIDE, SIDE, SIDE);
         asm!("2:", "tdpbf16ps tmm0, tmm4, tmm6", "tdpbf16ps tmm1, tmm4, tmm7", "tdpbf16ps tmm2, tmm5, tmm6",
-            "tdpbf16ps tmm3, tmm5, tmm7", "sub {rounds}, 1", "jnz 2b", "tilerelease",
+            "tdpbf16ps tmm3, tmm5, tmm7", "sub {rounds}, 1", "jnz 2b",
             rounds = inout(reg) rounds => _, options(nostack, nomem));
     }
     (rounds * 4 * 2 * SIDE * SIDE * 2 * SIDE) as f64

@@ -244,6 +244,15 @@ pub(crate) fn is_large(rows: usize, depth: usize, cols: usize, compute: Compute)
     rows > gemv::MOST_INPUTS && !precise::applies(rows, depth, cols, Store::set(compute))
 }
 
+/// Operand format for a product of few rows with wide f32 operands where `compute` is asked for: making bf16 of the
+/// operands takes as long as multiplying them as they are, which is more exact, unless the machine has tile registers.
+pub(crate) fn format_of_narrow(compute: Compute) -> Compute {
+    match cpu_path() {
+        CpuPath::Amx => compute,
+        _ => Compute::F32,
+    }
+}
+
 /// Bytes of working memory that the products hold: panels of each thread, and the left operand of the largest product
 /// so far if it had to be converted (bf16) or transposed.
 pub fn scratch_bytes() -> usize {

@@ -6,9 +6,8 @@
 //! added in the same order. Adapters with dropout or DoRA, and the small products that are summed in f64, go one by one.
 
 use super::{adapter_gradients, columns, low_rank, weight_gradients, Linear, Operands};
-use crate::device::Compute;
 use crate::ops::gemm::batch::{prepare, Batch, Prepareds, Right};
-use crate::ops::gemm::{is_large, WeightRef};
+use crate::ops::gemm::{format_of_narrow, is_large, WeightRef};
 use crate::ops::{profile, Arena, Gradients, MatMut, MatRef, Matrix};
 
 /// Whether the linears can go as one for an input of `rows` rows: a function of shapes and settings alone.
@@ -157,8 +156,7 @@ pub fn backward_params(linears: &[Linear<'_>], operands: &[Operands<'_>], grads:
     batched_adapter_gradients(&adapted, x, grads, arena);
 }
 
-/// In f32 whatever the operands of the base: with the few rows of u and du, making bf16 of x and dy takes as long as
-/// multiplying them as they are, and this is more exact.
+/// In the format that suits products with the few rows of u and du.
 fn batched_adapter_gradients(
     adapted: &[(&Linear<'_>, &Operands<'_>)],
     x: MatRef<'_>,
@@ -182,10 +180,11 @@ fn batched_adapter_gradients(
     let gradients = adapted.iter().filter_map(|(_, operands)| operands.hidden_gradient.map(Matrix::view));
     // First each u, then each du.
     let views: Vec<MatRef<'_>> = hidden.chain(gradients).collect();
-    let low = prepare(&views, true, Compute::F32);
+    let format = format_of_narrow(compute);
+    let low = prepare(&views, true, format);
     let mut targets: Vec<[Vec<f32>; 2]> =
         adapters.iter().map(|adapter| [grads.take(adapter.a_id), grads.take(adapter.b_id)]).collect();
-    let mut batch = Batch::new(Compute::F32);
+    let mut batch = Batch::new(format);
     let mut shared = Vec::with_capacity(adapters.len());
     for (index, (adapter, [da, db])) in adapters.iter().zip(&mut targets).enumerate() {
         let (rank, rows) = (adapter.a.rows, adapter.b.rows);

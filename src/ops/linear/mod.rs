@@ -27,7 +27,7 @@ pub mod group;
 #[cfg(test)]
 mod tests;
 
-use super::gemm::{matmul_nn, matmul_nt, matmul_tn, Store, WeightRef};
+use super::gemm::{format_of_narrow, matmul_nn, matmul_nt, matmul_tn, Store, WeightRef};
 use super::{dropout, Arena, Gradients, MatMut, MatRef, Matrix, ParamId, RandomStream};
 use crate::device::Compute;
 
@@ -222,8 +222,7 @@ fn adapter_gradients(
     grads: &mut Gradients,
     arena: &Arena,
 ) {
-    // The parameters' gradients in f32 whatever the operands of the base, as in `group`.
-    let (compute, add) = (linear.compute, Store::add(Compute::F32));
+    let (compute, add) = (linear.compute, Store::add(format_of_narrow(linear.compute)));
     let Operands { x, dy, .. } = operands;
     let dropped = dropped_input(adapter, x, arena);
     let input = dropped.as_ref().map_or(x, Matrix::view);
