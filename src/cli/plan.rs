@@ -206,8 +206,8 @@ impl Outlook {
             row(name, &shown(*bytes), &shown(gpu));
         }
         let gpu_peak = self.gpu_plan.peak();
-        row("while training", &shown(self.plan.parts.total()), &shown(gpu_peak));
-        row("while loading", &shown(self.plan.loading), "");
+        row("while training", &shown(self.plan.parts.total()), &shown(self.gpu_plan.parts.total()));
+        row("while loading", &shown(self.plan.loading), &shown(self.gpu_plan.loading));
         row("while writing the result", &shown(self.plan.saving), "");
         row("peak", &shown(self.plan.peak()), &shown(gpu_peak));
         let known = |budget: &Budget| budget.bytes.map_or("unknown".into(), shown);
@@ -215,6 +215,7 @@ impl Outlook {
         row(name, &known(budget), &known(&self.on_gpu.budget));
         let again = |plan: &Plan| format!("{} of {}", plan.recomputed(), model.layers);
         row("blocks computed again", &again(&self.plan), &again(&self.gpu_plan));
+        row("blocks decoded once", "", &format!("{} of {}", self.gpu_plan.cached, model.layers));
         let host = shown(gpu::host_bytes(&self.situation));
         let _ =
             writeln!(text, "A run on a GPU takes {host} of the machine's memory as well. No GPU was compared yet.\n");
@@ -264,7 +265,8 @@ impl Outlook {
             },
             "gpu_estimate": {
                 "parts": self.gpu_plan.parts, "peak": self.gpu_plan.peak(), "keep": self.gpu_plan.keep,
-                "recomputed_blocks": self.gpu_plan.recomputed(), "budget": self.on_gpu.budget,
+                "recomputed_blocks": self.gpu_plan.recomputed(), "decoded_blocks": self.gpu_plan.cached,
+                "loading": self.gpu_plan.loading, "budget": self.on_gpu.budget,
                 "fits": self.on_gpu.budget.holds(self.gpu_plan.peak()), "host": gpu::host_bytes(&self.situation),
             },
             "device": if self.uses_gpu { "cuda" } else { "cpu" },

@@ -22,6 +22,7 @@ const HARMLESS: &[&str] = &[
     "data.source[].max_bad_lines",
     "evaluation",
     "training.recompute",
+    "training.cache_weights",
     "training.memory_limit_gib",
     // What differs are last bits, of which a checkpoint made elsewhere warns.
     "training.device",

@@ -41,12 +41,19 @@ pub struct StepBatches<'a> {
 }
 
 impl OnGpu {
-    /// Copies a model and its trained values.
+    /// Copies a model and its trained values, and decodes the weights of its first `cached` blocks.
     ///
     /// # Errors
     /// A model that cannot be trained on a GPU; the GPU's memory.
-    pub fn new(gpu: &Gpu, model: &Llama, params: &ParamStore, optimizer: &OptimizerConfig) -> Result<OnGpu> {
-        let (model, on_gpu) = (GpuLlama::new(gpu, model, params)?, GpuParams::new(gpu, params)?);
+    pub fn new(
+        gpu: &Gpu,
+        (model, params): (&Llama, &ParamStore),
+        optimizer: &OptimizerConfig,
+        cached: usize,
+    ) -> Result<OnGpu> {
+        let mut model = GpuLlama::new(gpu, model, params)?;
+        model.cache_weights(cached)?;
+        let on_gpu = GpuParams::new(gpu, params)?;
         let optimizer = match optimizer.kind {
             OptimizerKind::AdamW => Some(GpuAdamW::new(gpu, optimizer, params, on_gpu.trained())?),
             OptimizerKind::AdamW8 => None,

@@ -1,10 +1,12 @@
 //! Whole runs on an emulated GPU: the curve is the CPU's, a stopped run ends with the bits of one that never was, and what
 //! cannot be trained there is refused before it begins.
 
+use super::cache_weights::CacheWeights;
 use super::config::RunConfig;
 use super::folder::Beginning;
 use super::metrics::{EvalRow, StepRow};
 use super::run::{run, Observer, RunOptions};
+use super::TrainingConfig;
 use crate::device::{Compute, DeviceChoice};
 use crate::error::Result;
 use crate::ops::gpu::Gpu;
@@ -87,11 +89,17 @@ fn a_run_follows_the_cpu_and_resumes_with_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();
     let (on_cpu, on_gpu, stopped) =
         (config(folder.path(), "cpu"), config(folder.path(), "gpu"), config(folder.path(), "stopped"));
+    // Whether weights are decoded once changes no bit either.
+    let stopped = RunConfig {
+        training: TrainingConfig { cache_weights: CacheWeights::Off, ..stopped.training.clone() },
+        ..stopped
+    };
     let (result, expected) = go(&on_cpu, None, u64::MAX);
     result.unwrap();
     let (result, found) = go(&on_gpu, Some(&gpu), u64::MAX);
     result.unwrap();
     assert!(found.said.iter().any(|text| text.starts_with("GPU memory: about")), "{:?}", found.said);
+    assert!(found.said.iter().any(|text| text.contains("stay decoded")), "{:?}", found.said);
     // Both round operands to bf16; activations are bf16 on the GPU alone.
     assert_eq!((found.losses.len(), found.held_out.len()), (4, 2));
     let pairs = |expected: &[f64], found: &[f64]| -> Vec<(f64, f64)> {

@@ -5,6 +5,7 @@
 //! losses, [`signals`] listen for the wish to stop. [`stages`] makes a chain of such runs, [`kept`] what each of them holds
 //! out.
 
+pub mod cache_weights;
 pub mod config;
 pub mod config_change;
 pub mod evaluate;
@@ -29,6 +30,7 @@ pub use config::RunConfig;
 
 use crate::config::{Problems, Section};
 use crate::device::{Compute, DeviceChoice};
+use cache_weights::CacheWeights;
 use guards::SpikeConfig;
 use recompute::Recompute;
 use serde::{Deserialize, Serialize};
@@ -52,6 +54,9 @@ pub struct TrainingConfig {
     /// Compute activations again in the backward pass (`on`: less memory, up to a third more time) or keep them (`off`);
     /// `auto`: again where the memory demands it. No bit of the result depends on it.
     pub recompute: Recompute,
+    /// On a GPU, decode 4-bit weights once and keep them (`on`: all, `off`: none); `auto`: those of as many blocks as there
+    /// is room for. No bit of the result depends on it.
+    pub cache_weights: CacheWeights,
     /// Most memory that the run may take, in GiB; 0: what the machine has left when it starts.
     pub memory_limit_gib: f64,
     /// Operand format of the matrix products; accumulation is f32 in both. On a GPU they are bf16 whatever it says.
@@ -86,6 +91,7 @@ impl Default for TrainingConfig {
             accumulation: 1,
             neftune_alpha: 0.0,
             recompute: Recompute::Auto,
+            cache_weights: CacheWeights::Auto,
             memory_limit_gib: 0.0,
             compute: Compute::F32,
             device: DeviceChoice::Auto,

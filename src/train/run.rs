@@ -107,14 +107,14 @@ pub fn run(config: &RunConfig, options: &RunOptions<'_>, observer: &mut dyn Obse
         let late = limit > 0.0 && start.elapsed() >= Duration::from_secs_f64(limit * 3600.0);
         (options.stop)(step).or_else(|| late.then(|| format!("the limit of {limit} hours")))
     };
-    let keep = memory::admit(config, options.gpu, observer)?;
+    let plan = memory::admit(config, options.gpu, observer)?;
     let (folder, restored) = RunFolder::open(config, options, observer)?;
     if let Some(state) = restored.as_ref().map(|restored| &restored.state).filter(|state| is_finished(config, state)) {
         observer.note(&format!("this run is finished: all {} steps are done", state.total_steps));
         let evaluations: Vec<EvalRow> = state.evaluations.iter().map(EvalRow::from).collect();
         return Ok(summary(config, &evaluations, (state.step, state.tokens, state.seconds)));
     }
-    let mut run = Run::start((config, options), keep, folder, restored, observer)?;
+    let mut run = Run::start((config, options), plan, folder, restored, observer)?;
     loop {
         if run.evaluation_is_due() {
             run.evaluate(&stop, observer)?;

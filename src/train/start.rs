@@ -8,6 +8,7 @@ use super::folder::{RunFolder, LOG_FILE};
 use super::gpu::OnGpu;
 use super::guards::{SkipCounter, SpikeDetector};
 use super::kept::{self, Earlier};
+use super::memory::Plan;
 use super::metrics::{EvalRow, Log};
 use super::run::{Observer, Run, RunOptions};
 use super::step::{Engine, StepSettings};
@@ -23,7 +24,7 @@ use crate::device;
 use crate::error::{Error, Result};
 use crate::model::open::{config_of, with_description};
 use crate::model::random::RandomWeights;
-use crate::model::{self, Keep, LoadOptions, ModelConfig, OpenModel, TensorSource};
+use crate::model::{self, LoadOptions, ModelConfig, OpenModel, TensorSource};
 use crate::ops::gpu::Gpu;
 use crate::ops::{Arena, Gradients};
 use std::path::Path;
@@ -113,7 +114,7 @@ impl Run {
     /// parameters.
     pub(super) fn start(
         (config, options): (&RunConfig, &RunOptions<'_>),
-        keep: Vec<Keep>,
+        plan: Plan,
         folder: RunFolder,
         restored: Option<Restored>,
         observer: &mut dyn Observer,
@@ -142,7 +143,7 @@ impl Run {
         let data_hash = corpora.train.fingerprint().to_hex().to_string();
         check_same("the training data", "data.paths", &data_hash, then.map(|(path, state)| (path, &state.data_hash)))?;
         device::memory::give_back();
-        let engine = engine((config, options.gpu), keep, (&model_config, source.as_ref()), observer)?;
+        let engine = engine((config, options.gpu), plan, (&model_config, source.as_ref()), observer)?;
         let log_bytes = restored.as_ref().map_or(0, |restored| restored.state.log_bytes);
         let log = Log::open(&folder.path.join(LOG_FILE), log_bytes)?;
         if log.bytes() < log_bytes {
@@ -224,7 +225,7 @@ fn check_adapter(config: &RunConfig, base: &OpenModel, hash: &str) -> Result<()>
 /// Model, parameters and optimizer as a new run has them.
 fn engine(
     (config, gpu): (&RunConfig, Option<&Gpu>),
-    keep: Vec<Keep>,
+    plan: Plan,
     (model_config, source): (&ModelConfig, &dyn TensorSource),
     observer: &mut dyn Observer,
 ) -> Result<Engine> {
@@ -249,7 +250,7 @@ fn engine(
     }
     let settings = StepSettings {
         compute: config.training.compute,
-        keep,
+        keep: plan.keep,
         max_grad_norm: config.optimizer.max_grad_norm,
         neftune_alpha: config.training.neftune_alpha,
         sequence_length: config.data.sequence_length,
@@ -261,7 +262,7 @@ fn engine(
         params.len(),
         model.frozen_bytes() as f64 / f64::from(1 << 20),
     ));
-    let gpu = gpu.map(|gpu| OnGpu::new(gpu, &model, &params, &config.optimizer)).transpose()?;
+    let gpu = gpu.map(|gpu| OnGpu::new(gpu, (&model, &params), &config.optimizer, plan.cached)).transpose()?;
     if gpu.as_ref().is_some_and(|gpu| !gpu.updates()) {
         observer.note(
             "optimizer.kind = \"adamw8bit\" has no kernel on a GPU: the CPU updates, with gradients and values copied each \

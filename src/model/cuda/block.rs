@@ -87,6 +87,11 @@ impl GpuBlock {
         linears.map(|layer| layer.rows() * layer.cols())
     }
 
+    /// The linears, in the model's order.
+    pub(super) fn linears_mut(&mut self) -> [&mut GpuLayer; 7] {
+        [&mut self.q, &mut self.k, &mut self.v, &mut self.o, &mut self.gate, &mut self.up, &mut self.down]
+    }
+
     /// `y [T,H]` from `x [T,H]`, and what `keep` asks to keep.
     pub(super) fn forward(
         &self,

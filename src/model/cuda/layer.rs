@@ -78,6 +78,8 @@ pub(super) fn vector(gpu: &Gpu, vector: &Vector) -> Result<Buffer<f32>> {
 pub(super) struct GpuLayer {
     index: usize,
     weight: Arc<GpuWeight>,
+    /// The 4-bit weight's values, where they are kept.
+    decoded: Option<Buffer<bf16>>,
     bias: Option<Buffer<f32>>,
     lora: Option<LoraParams>,
 }
@@ -91,7 +93,17 @@ impl GpuLayer {
             Weight::Trained(_) => crate::bail!("{}: on a GPU weights cannot be trained yet", layer.name),
         };
         let bias = layer.bias.as_ref().map(|bias| vector(gpu, bias)).transpose()?;
-        Ok(GpuLayer { index: layer.index, weight, bias, lora: layer.lora })
+        Ok(GpuLayer { index: layer.index, weight, decoded: None, bias, lora: layer.lora })
+    }
+
+    /// Keeps the values of a 4-bit weight.
+    pub(super) fn cache_weight(&mut self, gpu: &Gpu) -> Result<()> {
+        if let GpuWeight::Nf4(weight) = &*self.weight {
+            let values = gpu.buffer(weight.rows(), weight.cols())?;
+            weight.dequantize(&values)?;
+            self.decoded = Some(values);
+        }
+        Ok(())
     }
 
     /// Output features.
@@ -116,6 +128,7 @@ impl GpuLayer {
                 (lora.dropout, RandomStream::derive(noise.seed, "lora dropout", &numbers))
             }),
         });
-        GpuLinear { weight: &self.weight, bias: self.bias.as_ref(), adapter, scratch: context.scratch }
+        let decoded = self.decoded.as_ref();
+        GpuLinear { weight: &self.weight, decoded, bias: self.bias.as_ref(), adapter, scratch: context.scratch }
     }
 }

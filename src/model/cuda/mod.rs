@@ -136,6 +136,16 @@ impl GpuLlama {
         })
     }
 
+    /// Decodes the 4-bit weights of the first `blocks` blocks, which every pass would do otherwise. No result changes.
+    ///
+    /// # Errors
+    /// The GPU's memory.
+    pub fn cache_weights(&mut self, blocks: usize) -> Result<()> {
+        let gpu = &self.gpu;
+        let mut linears = self.blocks.iter_mut().take(blocks).flat_map(GpuBlock::linears_mut);
+        linears.try_for_each(|layer| layer.cache_weight(gpu))
+    }
+
     /// The GPU.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu

@@ -133,6 +133,26 @@ fn recomputing_changes_no_bit() {
 }
 
 #[test]
+fn decoding_weights_once_changes_no_bit() {
+    let Some(gpu) = emulated_gpu() else { return };
+    let data = packed(&[33, 20]);
+    let (model, params) = tiny(0.1, true);
+    let (expected_loss, expected) = on_gpu(&gpu, &model, &params, &data, Keep::Input, NOISE);
+    for blocks in [1, 2] {
+        let mut on_gpu = GpuLlama::new(&gpu, &model, &params).unwrap();
+        let live = gpu.live_bytes();
+        on_gpu.cache_weights(blocks).unwrap();
+        assert!(gpu.live_bytes() > live);
+        let gpu_params = GpuParams::new(&gpu, &params).unwrap();
+        let loss = on_gpu.loss_and_gradients(&gpu_params, data.batch(), &[Keep::Input; 2], NOISE).unwrap();
+        assert_eq!(loss.sum().unwrap().to_bits(), expected_loss.to_bits());
+        let mut grads = Gradients::zeros(&params);
+        gpu_params.add_gradients_to(&mut grads).unwrap();
+        assert!(expected.iter().zip(grads.iter()).all(|(expected, found)| expected == found), "{blocks}");
+    }
+}
+
+#[test]
 fn the_loss_without_gradients_is_the_same() {
     let Some(gpu) = emulated_gpu() else { return };
     let data = packed(&[9, 30]);

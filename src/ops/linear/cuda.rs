@@ -76,12 +76,21 @@ pub struct GpuAdapter<'a> {
 pub struct GpuLinear<'a> {
     /// `[N, K]`.
     pub weight: &'a GpuWeight,
+    /// The same as its bf16 values, where a 4-bit weight was decoded once.
+    pub decoded: Option<&'a Buffer<bf16>>,
     /// `[1, N]`.
     pub bias: Option<&'a Buffer<f32>>,
     /// Low-rank adapter.
     pub adapter: Option<GpuAdapter<'a>>,
     /// Memory for decoded weights.
     pub scratch: &'a Buffer<bf16>,
+}
+
+impl GpuLinear<'_> {
+    /// The weight in bf16, until the next call.
+    fn values(&self) -> Result<View> {
+        self.decoded.map_or_else(|| self.weight.values(self.scratch), |decoded| Ok(decoded.view()))
+    }
 }
 
 /// Computes `y [T,N]` (overwritten, or added to with `accumulate`) from `x [T,K]`; returns `u [T,R]` for
@@ -93,7 +102,7 @@ pub fn forward(
     accumulate: bool,
 ) -> Result<Option<Buffer<bf16>>> {
     let gpu = x.gpu();
-    gpu.product(x.view(), linear.weight.values(linear.scratch)?.t(), y, 1.0, f32::from(u8::from(accumulate)))?;
+    gpu.product(x.view(), linear.values()?.t(), y, 1.0, f32::from(u8::from(accumulate)))?;
     if let Some(bias) = linear.bias {
         add_bias(y, bias)?;
     }
@@ -196,7 +205,7 @@ pub fn backward_input(
     accumulate: bool,
 ) -> Result<Option<Buffer<bf16>>> {
     let gpu = dy.gpu();
-    gpu.product(dy.view(), linear.weight.values(linear.scratch)?, dx, 1.0, f32::from(u8::from(accumulate)))?;
+    gpu.product(dy.view(), linear.values()?, dx, 1.0, f32::from(u8::from(accumulate)))?;
     let Some(adapter) = &linear.adapter else { return Ok(None) };
     let gradient = gpu.buffer(dy.rows(), adapter.b.cols())?;
     gpu.product(dy.view(), adapter.b.view(), &gradient, adapter.scale, 0.0)?;
@@ -291,6 +300,7 @@ mod tests {
         let bias = host.bias.as_ref().map(|bias| gpu.upload(bias, 1, rows).unwrap());
         let scratch = gpu.buffer(1, rows * cols).unwrap();
         let linear = GpuLinear {
+            decoded: None,
             weight: &weight,
             bias: bias.as_ref(),
             adapter: factors.as_ref().map(|(a, b)| GpuAdapter { a, b, gradients: None, scale: 0.5, dropout: None }),

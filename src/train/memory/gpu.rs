@@ -7,20 +7,41 @@
 
 use super::gpu_replay::{self, GpuBytes};
 use super::job::Job;
-use super::{refusal, shown, Budget, Parts, Plan, Situation};
+use super::{most_blocks, refusal, shown, Budget, Parts, Plan, Situation};
 use crate::error::{Error, Result};
 use crate::model::Keep;
 use crate::ops::gpu::Gpu;
 use crate::optim::OptimizerKind;
+use crate::train::cache_weights::CacheWeights;
 use crate::train::config::RunConfig;
 
 /// What a CUDA process takes of a card beside its buffers: context, kernels, cuBLAS and its workspace.
 pub const CONTEXT: u64 = 600 << 20;
 
-/// The memory of `job` on a GPU with these keep policies.
-pub fn with_keep(job: &Job, keep: Vec<Keep>) -> Plan {
-    let bytes = gpu_replay::step(job, &keep);
-    Plan { loading: CONTEXT + bytes.loading as u64, parts: parts(bytes), saving: 0, keep }
+/// The part of a GPU that decoded weights leave free.
+const SPARE: u64 = 20;
+
+/// The memory of `job` on a GPU with these keep policies and the weights of the first `cached` blocks decoded.
+pub fn with_keep(job: &Job, keep: Vec<Keep>, cached: usize) -> Plan {
+    let bytes = gpu_replay::step(job, &keep, cached);
+    Plan { loading: CONTEXT + bytes.loading as u64, parts: parts(bytes), saving: 0, keep, cached }
+}
+
+/// `plan` with as many blocks' weights decoded as `training.cache_weights` says: by itself only into memory that is known
+/// to be there.
+pub fn with_cached_weights(job: &Job, plan: Plan, budget: Budget) -> Plan {
+    let layers = job.model.blocks.len();
+    let caching = |cached: usize| with_keep(job, plan.keep.clone(), cached);
+    let Some(bytes) = budget.bytes.filter(|_| job.cache_weights == CacheWeights::Auto) else {
+        let wanted = job.cache_weights == CacheWeights::On && job.quantization.is_some();
+        return if wanted { caching(layers) } else { plan };
+    };
+    // What is only faster must not be what the memory runs out for.
+    let budget = Budget { bytes: Some(bytes - bytes / SPARE), ..budget };
+    match job.quantization.is_some() && budget.holds(plan.peak()) {
+        true => most_blocks(layers + 1, budget, caching),
+        false => plan,
+    }
 }
 
 fn parts(bytes: GpuBytes) -> Parts {

@@ -36,7 +36,7 @@ pub struct GpuBytes {
     pub gradients: usize,
     /// Moments of an optimizer that is there, and its tables.
     pub optimizer: usize,
-    /// The decoded weight.
+    /// Decoded weights: those that stay, and one.
     pub scratch: usize,
     /// What the blocks keep, when all have run forward.
     pub saved: usize,
@@ -50,12 +50,12 @@ pub struct GpuBytes {
     pub allocated: usize,
 }
 
-/// Bytes after an evaluation (if there is one) and some steps.
-pub fn step(job: &Job, keep: &[Keep]) -> GpuBytes {
+/// Bytes after an evaluation (if there is one) and some steps, with the weights of the first `cached` blocks decoded.
+pub fn step(job: &Job, keep: &[Keep], cached: usize) -> GpuBytes {
     let ledger = Ledger::default();
     let replay = Replay { ledger: &ledger, job };
     let mut bytes = GpuBytes::default();
-    let (_state, first_angles) = replay.state(&mut bytes);
+    let (_state, first_angles) = replay.state(cached, &mut bytes);
     // The table for one position is still there when the one for all is made.
     let _angles = replay.rope(job.batch.length);
     drop(first_angles);
@@ -98,9 +98,9 @@ impl<'a> Replay<'a> {
         self.floats(self.job.batch.rows() * values)
     }
 
-    /// `LinearStream`, `GpuLlama::new` and `GpuParams::new`; the rotation table of the one position that a model is loaded
+    /// `LinearStream`, `GpuLlama::new`, `GpuLlama::cache_weights` and `GpuParams::new`; the rotation table of the one position that a model is loaded
     /// with by itself.
-    fn state(&self, bytes: &mut GpuBytes) -> (Vec<Loan<'a>>, [Loan<'a>; 2]) {
+    fn state(&self, cached: usize, bytes: &mut GpuBytes) -> (Vec<Loan<'a>>, [Loan<'a>; 2]) {
         let (job, hidden) = (self.job, self.job.model.hidden);
         let largest = job.linears().map(|linear| linear.rows * linear.cols).max().unwrap_or(0);
         let mut loans = self.linears(largest);
@@ -121,7 +121,10 @@ impl<'a> Replay<'a> {
         bytes.embeddings = self.ledger.live() - before;
         let angles = self.rope(1);
         loans.push(self.halves(largest));
-        bytes.scratch = HALF * largest;
+        let before = self.ledger.live();
+        let decoded = job.model.blocks[..cached].iter().flatten();
+        loans.extend(decoded.map(|linear| self.halves(linear.rows * linear.cols)));
+        bytes.scratch = HALF * largest + self.ledger.live() - before;
 
         let trained = job.trained_tensors();
         let before = self.ledger.live();

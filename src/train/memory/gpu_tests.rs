@@ -11,6 +11,7 @@ use crate::model::{load, Batch, LoadOptions, Noise};
 use crate::ops::testing::emulated_gpu;
 use crate::optim::cuda::GpuAdamW;
 use crate::optim::OptimizerKind;
+use crate::train::cache_weights::CacheWeights;
 use crate::train::step::rows;
 use serde_json::json;
 
@@ -38,7 +39,7 @@ fn job(config: &RunConfig) -> Job {
 }
 
 /// Memory after an evaluation and two steps of `config` on `gpu`.
-fn measured(gpu: &Gpu, config: &RunConfig, keep: &[Keep]) -> Result<(usize, usize)> {
+fn measured(gpu: &Gpu, config: &RunConfig, keep: &[Keep], cached: usize) -> Result<(usize, usize)> {
     let mut options = LoadOptions::training(config.method, config.quantization, &config.lora, 0);
     options.gpu = Some(gpu.clone());
     let (mut host, store) = load(&model(keep.len()), &RandomWeights::new(0, 0.02), &options, &mut |_, _| {})?;
@@ -46,6 +47,7 @@ fn measured(gpu: &Gpu, config: &RunConfig, keep: &[Keep]) -> Result<(usize, usiz
     let ids: Vec<Vec<u32>> = (0..windows).map(|row| (0..length).map(|i| (i * 7 + row) % 50).collect()).collect();
     let batch = MicroBatch::from_rows(&ids);
     let mut there = GpuLlama::new(gpu, &host, &store)?;
+    there.cache_weights(cached)?;
     let params = GpuParams::new(gpu, &store)?;
     let has_kernel = config.optimizer.kind == OptimizerKind::AdamW;
     let _optimizer = has_kernel.then(|| GpuAdamW::new(gpu, &config.optimizer, &store, params.trained())).transpose()?;
@@ -61,9 +63,15 @@ fn measured(gpu: &Gpu, config: &RunConfig, keep: &[Keep]) -> Result<(usize, usiz
 }
 
 fn assert_exact(what: &str, config: &RunConfig, keep: &[Keep]) {
-    let Some(gpu) = emulated_gpu() else { return };
-    let GpuBytes { peak, allocated, .. } = gpu_replay::step(&job(config), keep);
-    assert_eq!((peak, allocated), measured(&gpu, config, keep).unwrap(), "{what} {keep:?}");
+    for cached in [0, 2] {
+        let GpuBytes { peak, allocated, .. } = gpu_replay::step(&job(config), keep, cached);
+        let Some(gpu) = emulated_gpu() else { return };
+        let measured = measured(&gpu, config, keep, cached).unwrap();
+        assert_eq!((peak, allocated), measured, "{what} {keep:?} {cached}");
+        if config.method != Method::Qlora {
+            break; // nothing to decode
+        }
+    }
 }
 
 #[test]
@@ -83,12 +91,12 @@ fn the_replay_is_the_memory_of_a_step() {
 
 #[test]
 fn the_parts_are_what_the_driver_is_asked_for() {
-    let plan = gpu::with_keep(&job(&config(Method::Qlora, |_| {})), vec![Keep::Light; 3]);
-    let bytes = gpu_replay::step(&job(&config(Method::Qlora, |_| {})), &[Keep::Light; 3]);
+    let plan = gpu::with_keep(&job(&config(Method::Qlora, |_| {})), vec![Keep::Light; 3], 0);
+    let bytes = gpu_replay::step(&job(&config(Method::Qlora, |_| {})), &[Keep::Light; 3], 0);
     assert_eq!(plan.peak(), gpu::CONTEXT + bytes.allocated as u64);
     assert!(plan.parts.list().iter().all(|(_, bytes)| *bytes > 0), "{plan:?}");
     let on_cpu = config(Method::Qlora, |config| config.optimizer.kind = OptimizerKind::AdamW8);
-    assert_eq!(gpu::with_keep(&job(&on_cpu), vec![Keep::Light; 3]).parts.optimizer, 0);
+    assert_eq!(gpu::with_keep(&job(&on_cpu), vec![Keep::Light; 3], 0).parts.optimizer, 0);
 }
 
 fn situation(config: &RunConfig) -> Situation {
@@ -106,7 +114,7 @@ fn a_run_that_a_gpu_cannot_hold_is_refused_with_what_makes_it_fit() {
         config.training.recompute = Recompute::Off;
     };
     let config = config(Method::Qlora, change);
-    let bytes = gpu_replay::step(&situation(&config).on_gpu(None).job, &[Keep::Light; LAYERS]);
+    let bytes = gpu_replay::step(&situation(&config).on_gpu(None).job, &[Keep::Light; LAYERS], 0);
     let Some(large) = emulator_with(2 * bytes.allocated).map(Gpu::new) else { return };
     let (plan, limit) = gpu::admit(&config, situation(&config), &large).unwrap();
     assert!(plan.recomputed() == 0 && limit.is_some_and(|limit| plan.peak() <= limit));
@@ -117,7 +125,7 @@ fn a_run_that_a_gpu_cannot_hold_is_refused_with_what_makes_it_fit() {
     let hint = error.hint_text().unwrap_or_default();
     assert!(hint.contains("training.micro_batch=1") && !hint.contains("bf16") && !hint.contains("adamw8bit"), "{hint}");
     // And truly.
-    assert!(measured(&small, &config, &[Keep::Light; LAYERS]).is_err());
+    assert!(measured(&small, &config, &[Keep::Light; LAYERS], 0).is_err());
 }
 
 #[test]
@@ -126,8 +134,31 @@ fn auto_computes_again_what_a_gpu_cannot_keep() {
         (config.training.micro_batch, config.data.sequence_length) = (16, 256);
     });
     let job = situation(&config).on_gpu(None).job;
-    let [most, least] = [Keep::Light, Keep::Input].map(|keep| gpu::with_keep(&job, vec![keep; LAYERS]).peak());
+    let [most, least] = [Keep::Light, Keep::Input].map(|keep| gpu::with_keep(&job, vec![keep; LAYERS], 0).peak());
     assert!(least < most);
     let plan = situation(&config).on_gpu(Some(most - gpu::CONTEXT - 1)).plan();
     assert!(plan.recomputed() > 0 && plan.peak() < most);
+}
+
+#[test]
+fn what_is_left_of_a_gpu_holds_decoded_weights() {
+    let small = |config: &mut RunConfig| (config.training.micro_batch, config.data.sequence_length) = (1, 16);
+    let config = config(Method::Qlora, small);
+    let job = situation(&config).on_gpu(None).job;
+    let [none, half, all] =
+        [0, LAYERS / 2, LAYERS].map(|cached| gpu::with_keep(&job, vec![Keep::Light; LAYERS], cached));
+    assert!(none.peak() < half.peak() && half.peak() < all.peak());
+    // A twentieth stays free.
+    let cached = |peak: u64, cache_weights: CacheWeights| {
+        let budget = Budget { bytes: Some(peak + peak / 19 + 1), configured: true };
+        let plan = plan(&Job { cache_weights, ..job.clone() }, 0, budget);
+        assert!(plan.peak() <= peak || cache_weights == CacheWeights::On);
+        plan.cached
+    };
+    assert_eq!(cached(all.peak(), CacheWeights::Auto), LAYERS);
+    assert!((LAYERS / 2..LAYERS).contains(&cached(half.peak(), CacheWeights::Auto)));
+    assert_eq!(cached(all.peak(), CacheWeights::Off), 0);
+    assert_eq!(cached(none.peak(), CacheWeights::On), LAYERS);
+    // Nothing is known of the card: what the run needs is shown, not what it could use.
+    assert_eq!(plan(&job, 0, Budget { bytes: None, configured: false }).cached, 0);
 }

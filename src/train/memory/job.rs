@@ -7,6 +7,7 @@ use crate::model::{Method, ModelConfig};
 use crate::ops::attention::AttentionShape;
 use crate::optim::OptimizerKind;
 use crate::quant::{QuantConfig, SourceDtype};
+use crate::train::cache_weights::CacheWeights;
 use crate::train::config::RunConfig;
 use crate::train::recompute::Recompute;
 
@@ -37,6 +38,8 @@ pub struct Job {
     pub method: Method,
     /// Which activations may be computed again.
     pub recompute: Recompute,
+    /// Which blocks' weights a GPU may keep decoded.
+    pub cache_weights: CacheWeights,
     /// Update rule.
     pub optimizer: OptimizerKind,
     /// Whether there are held-out sets.
@@ -86,6 +89,7 @@ impl Job {
             },
             method: config.method,
             recompute: config.training.recompute,
+            cache_weights: config.training.cache_weights,
             optimizer: config.optimizer.kind,
             evaluates: config.data.holds_out() || !config.evaluation.is_empty(),
             quantization: (config.method == Method::Qlora || model.quantized).then_some(config.quantization),

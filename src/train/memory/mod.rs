@@ -131,6 +131,8 @@ pub struct Plan {
     pub saving: u64,
     /// What each block keeps.
     pub keep: Vec<Keep>,
+    /// Blocks, from the first on, whose weights a GPU keeps decoded.
+    pub cached: usize,
 }
 
 impl Plan {
@@ -145,8 +147,17 @@ impl Plan {
     }
 }
 
-/// Plans `job` in a process that takes `program` bytes beside it: the least recompute that `budget` allows.
+/// Plans `job` in a process that takes `program` bytes beside it: the least recompute that `budget` allows, and on a GPU
+/// decoded weights in what is left.
 pub fn plan(job: &Job, program: u64, budget: Budget) -> Plan {
+    let plan = least_recompute(job, program, budget);
+    match job.on_gpu {
+        true => gpu::with_cached_weights(job, plan, budget),
+        false => plan,
+    }
+}
+
+fn least_recompute(job: &Job, program: u64, budget: Budget) -> Plan {
     let layers = job.model.blocks.len();
     // The last blocks run backward first: what they keep is gone before the others need room to compute again.
     let keeping = |light: usize| {
@@ -161,27 +172,30 @@ pub fn plan(job: &Job, program: u64, budget: Budget) -> Plan {
             if budget.holds(all.peak()) {
                 return all;
             }
-            // The most blocks that keep everything, found by halving.
-            let (mut fits, mut too_many) = (0, layers);
-            let mut best = keeping(0);
-            while too_many - fits > 1 {
-                let middle = (fits + too_many) / 2;
-                let plan = keeping(middle);
-                if budget.holds(plan.peak()) {
-                    (fits, best) = (middle, plan);
-                } else {
-                    too_many = middle;
-                }
-            }
-            best
+            most_blocks(layers, budget, keeping)
         }
     }
+}
+
+/// The plan of the most blocks, fewer than `too_many`, that `budget` holds, found by halving; that of none at least.
+fn most_blocks(mut too_many: usize, budget: Budget, plan_of: impl Fn(usize) -> Plan) -> Plan {
+    let (mut fits, mut best) = (0, plan_of(0));
+    while too_many - fits > 1 {
+        let middle = (fits + too_many) / 2;
+        let plan = plan_of(middle);
+        if budget.holds(plan.peak()) {
+            (fits, best) = (middle, plan);
+        } else {
+            too_many = middle;
+        }
+    }
+    best
 }
 
 /// The memory of `job` with these keep policies; on a GPU the card's, whatever `program` says.
 pub fn with_keep(job: &Job, program: u64, keep: Vec<Keep>) -> Plan {
     if job.on_gpu {
-        return gpu::with_keep(job, keep);
+        return gpu::with_keep(job, keep, 0);
     }
     let arena = replay::arena(&job.model, &job.batch, &keep, job.evaluates);
     let parts = Parts { program, ..parts(job, arena) };
@@ -194,6 +208,7 @@ pub fn with_keep(job: &Job, program: u64, keep: Vec<Keep>) -> Plan {
         saving: state + parts.gradients + parts.optimizer + parts.packing + copies,
         parts,
         keep,
+        cached: 0,
     }
 }
 
@@ -336,12 +351,12 @@ fn text_bytes(config: &RunConfig) -> u64 {
     bytes / TEXT_BYTES_PER_TOKEN * size_of::<u32>() as u64
 }
 
-/// Decides before anything is loaded what each block keeps, and says what the run will take: of the machine's memory, or
+/// Decides before anything is loaded what each block keeps, and which stay decoded, and says what the run will take: of the machine's memory, or
 /// of the GPU that is to compute it.
 ///
 /// # Errors
 /// The run cannot fit: with the cheapest changes that make it fit.
-pub fn admit(config: &RunConfig, gpu: Option<&Gpu>, observer: &mut dyn Observer) -> Result<Vec<Keep>> {
+pub fn admit(config: &RunConfig, gpu: Option<&Gpu>, observer: &mut dyn Observer) -> Result<Plan> {
     let situation = Situation::of(config)?;
     let (plan, what, limit) = match gpu {
         None => {
@@ -359,8 +374,12 @@ pub fn admit(config: &RunConfig, gpu: Option<&Gpu>, observer: &mut dyn Observer)
         0 => String::new(),
         blocks => format!("; {blocks} of {} blocks are computed again", plan.keep.len()),
     };
-    observer.note(&format!("{what}: about {}{of}{again}", shown(plan.peak())));
-    Ok(plan.keep)
+    let cached = match plan.cached {
+        0 => String::new(),
+        blocks => format!("; the weights of {blocks} of {} blocks stay decoded", plan.keep.len()),
+    };
+    observer.note(&format!("{what}: about {}{of}{again}{cached}", shown(plan.peak())));
+    Ok(plan)
 }
 
 /// Refuses a plan that its budget does not hold.
