@@ -11,7 +11,6 @@ use crate::model::{load, Batch, LoadOptions, Noise};
 use crate::ops::testing::emulated_gpu;
 use crate::optim::cuda::GpuAdamW;
 use crate::optim::OptimizerKind;
-use crate::train::cache_weights::CacheWeights;
 use crate::train::step::rows;
 use serde_json::json;
 
@@ -138,27 +137,4 @@ fn auto_computes_again_what_a_gpu_cannot_keep() {
     assert!(least < most);
     let plan = situation(&config).on_gpu(Some(most - gpu::CONTEXT - 1)).plan();
     assert!(plan.recomputed() > 0 && plan.peak() < most);
-}
-
-#[test]
-fn what_is_left_of_a_gpu_holds_decoded_weights() {
-    let small = |config: &mut RunConfig| (config.training.micro_batch, config.data.sequence_length) = (1, 16);
-    let config = config(Method::Qlora, small);
-    let job = situation(&config).on_gpu(None).job;
-    let [none, half, all] =
-        [0, LAYERS / 2, LAYERS].map(|cached| gpu::with_keep(&job, vec![Keep::Light; LAYERS], cached));
-    assert!(none.peak() < half.peak() && half.peak() < all.peak());
-    // A twentieth stays free.
-    let cached = |peak: u64, cache_weights: CacheWeights| {
-        let budget = Budget { bytes: Some(peak + peak / 19 + 1), configured: true };
-        let plan = plan(&Job { cache_weights, ..job.clone() }, 0, budget);
-        assert!(plan.peak() <= peak || cache_weights == CacheWeights::On);
-        plan.cached
-    };
-    assert_eq!(cached(all.peak(), CacheWeights::Auto), LAYERS);
-    assert!((LAYERS / 2..LAYERS).contains(&cached(half.peak(), CacheWeights::Auto)));
-    assert_eq!(cached(all.peak(), CacheWeights::Off), 0);
-    assert_eq!(cached(none.peak(), CacheWeights::On), LAYERS);
-    // Nothing is known of the card: what the run needs is shown, not what it could use.
-    assert_eq!(plan(&job, 0, Budget { bytes: None, configured: false }).cached, 0);
 }
