@@ -31,8 +31,12 @@ const IN_PLACE_ROWS: usize = 64;
 /// Depth blocks from which on a job takes several panels.
 const DEEP_BLOCKS: usize = 8;
 
-/// Most panels of a job.
+/// Most panels of a job, and of kernels on tile registers, whose speed is that of reading A.
 const WIDEST_JOB: usize = 3;
+const WIDEST_TILED_JOB: usize = 4;
+
+/// Words of A from which on it does not stay in the L2 cache beside the panels.
+const LARGE_LEFT: usize = 192 << 10;
 
 /// Values of a result that no cache holds: its lines are asked for before the products that they receive.
 const LARGE_RESULT: usize = 4 << 20;
@@ -152,7 +156,7 @@ pub(super) fn run_groups(kernels: &Kernels, groups: &[Group<'_>]) {
             let wanted = (JOBS_PER_THREAD * threads).div_ceil(panels.max(1));
             let row_parts = if threads == 1 { 1 } else { wanted.min(rows / ROWS_PER_JOB).max(1) };
             let panels = cuts(group);
-            let wide = wide(group, panels.count, threads, kernels.per_word());
+            let wide = wide(group, panels.count, threads, kernels);
             let plan = Plan { panels, wide, row_parts, before: jobs };
             jobs += plan.panels.count.div_ceil(plan.wide) * row_parts;
             plan
@@ -168,13 +172,18 @@ pub(super) fn run_groups(kernels: &Kernels, groups: &[Group<'_>]) {
     });
 }
 
-/// Panels that a job of a group does side by side: several where the reduction is so deep that each panel reads all of A
-/// from memory again (the input gradient of a head), as long as every thread still gets jobs to choose from.
-fn wide(group: &Group<'_>, panels: usize, threads: usize, per_word: usize) -> usize {
+/// Panels that a job of a group does side by side: several where the reduction is so deep, or A so large, that each panel
+/// reads all of A from memory again, as long as every thread still gets jobs to choose from.
+fn wide(group: &Group<'_>, panels: usize, threads: usize, kernels: &Kernels) -> usize {
+    let per_word = kernels.per_word();
     let deep = group.terms.iter().any(|term| depth_blocks(term.depth, per_word).count >= DEEP_BLOCKS);
-    match deep {
-        true => (panels / (2 * threads)).clamp(1, WIDEST_JOB),
-        false => 1,
+    let words = |term: &Term<'_>| term.uses.iter().map(|one| one.rows).sum::<usize>() * term.depth / per_word;
+    match (kernels.tiled, deep) {
+        (true, _) if group.terms.iter().any(|term| words(term) > LARGE_LEFT) => {
+            (panels / (4 * threads)).clamp(1, WIDEST_TILED_JOB)
+        }
+        (_, true) => (panels / (2 * threads)).clamp(1, WIDEST_JOB),
+        _ => 1,
     }
 }
 
@@ -189,41 +198,47 @@ struct Job<'a> {
 
 impl Job<'_> {
     fn run(&self, terms: &[Term<'_>]) {
-        let mut scratch = Scratch::take(deepest_words() * self.kernels.panel_columns() + STRIPS);
-        let (strips, panel) = scratch.words().split_at_mut(STRIPS);
+        let panels: Vec<Range<usize>> =
+            self.panels.1.clone().map(|panel| self.panels.0.get(panel)).filter(|columns| !columns.is_empty()).collect();
+        let (Some(first), Some(last)) = (panels.first(), panels.last()) else { return };
+        let all = first.start..last.end;
+        let width = deepest_words() * self.kernels.panel_columns();
+        let mut scratch = Scratch::take(width * panels.len() + STRIPS);
+        let (strips, memory) = scratch.words().split_at_mut(STRIPS);
         let mut pieces = terms.iter().flat_map(|term| {
             let blocks = depth_blocks(term.depth, self.kernels.per_word());
-            let panels = self.panels.1.clone().map(|panel| self.panels.0.get(panel));
-            let panels = panels.filter(|columns| !columns.is_empty());
-            (0..blocks.count)
-                .flat_map(move |block| panels.clone().map(move |columns| (term, blocks.get(block), columns)))
+            (0..blocks.count).map(move |block| (term, blocks.get(block)))
         });
         let mut next = pieces.next();
-        while let Some((term, depth, columns)) = next {
-            let stride = columns.len().next_multiple_of(self.kernels.width);
+        while let Some((term, depth)) = next {
             let rows: usize = term.uses.iter().map(|one| one.rows).sum();
-            let lying = (rows <= IN_PLACE_ROWS).then(|| term.source.in_place(self.kernels, &columns, &depth));
-            let b = lying.flatten().unwrap_or_else(|| {
-                let to = Panel { columns: columns.clone(), depth: depth.clone(), stride, to: &mut *panel, strips };
-                term.source.pack(self.kernels, to);
-                (panel.as_ptr(), stride)
+            let packed = panels.iter().zip(memory.chunks_exact_mut(width)).map(|(columns, panel)| {
+                let stride = columns.len().next_multiple_of(self.kernels.width);
+                let lying = (rows <= IN_PLACE_ROWS).then(|| term.source.in_place(self.kernels, columns, &depth));
+                lying.flatten().unwrap_or_else(|| {
+                    let to = Panel { columns: columns.clone(), depth: depth.clone(), stride, to: &mut *panel, strips };
+                    term.source.pack(self.kernels, to);
+                    (panel.as_ptr(), stride)
+                })
             });
+            let packed: Vec<(*const f32, usize)> = packed.collect();
             next = pieces.next();
             for (index, one) in term.uses.iter().enumerate() {
                 let coming = next.as_ref().filter(|_| index == 0);
-                let coming = coming.map(|(term, depth, columns)| (&term.source, depth.clone(), columns.clone()));
-                self.tiles(b, one, (&columns, &depth), coming);
+                let coming = coming.map(|(term, depth)| (&term.source, depth.clone(), all.clone()));
+                self.tiles((&packed, &panels), one, &depth, coming);
             }
         }
     }
 
-    /// All tiles of one panel, given by its first word and the words from one depth to the next. In between, what the
-    /// next panel will be packed from is fetched.
+    /// All tiles of some panels, each given by its first word and the words from one depth to the next: rows outside,
+    /// so that those of a few tiles are read once for all panels. In between, what the next panels will be packed from
+    /// is fetched.
     fn tiles(
         &self,
-        b: (*const f32, usize),
+        (packed, panels): (&[(*const f32, usize)], &[Range<usize>]),
         one: &Use<'_>,
-        (columns, depth): (&Range<usize>, &Range<usize>),
+        depth: &Range<usize>,
         next: Option<(&Source<'_>, Range<usize>, Range<usize>)>,
     ) {
         let per_word = self.kernels.per_word();
@@ -235,27 +250,30 @@ impl Job<'_> {
                 source.fetch(columns.clone(), depth.clone(), group, groups.count);
             }
             let first = rows.start + part.start;
-            if one.rows * one.stride > LARGE_RESULT && depth.start == 0 {
-                for row in first..first + part.len() {
-                    fetch_to_write(one.target.get().wrapping_add(row * one.stride + columns.start), columns.len());
+            for (b, columns) in packed.iter().zip(panels) {
+                if one.rows * one.stride > LARGE_RESULT && depth.start == 0 {
+                    for row in first..first + part.len() {
+                        fetch_to_write(one.target.get().wrapping_add(row * one.stride + columns.start), columns.len());
+                    }
                 }
+                let tile = Tile {
+                    depth: depth.len().div_ceil(per_word),
+                    a: one.left.at(self.kernels, first, depth.start / per_word),
+                    a_row: one.left.stride,
+                    a_depth: 1,
+                    b: b.0,
+                    b_depth: b.1,
+                    c: one.target.get().wrapping_add(first * one.stride + columns.start),
+                    c_row: one.stride,
+                    last: 0,
+                    alpha: one.alpha,
+                    accumulate: one.accumulate || depth.start > 0,
+                };
+                // SAFETY: the rows exist in A and C, the columns in C, and the panel was packed for this depth or lies
+                // in B in whole vectors; no other job has these rows and columns. The kernels are of this machine's
+                // path.
+                unsafe { self.kernels.run(tile, part.len(), columns.len()) };
             }
-            let tile = Tile {
-                depth: depth.len().div_ceil(per_word),
-                a: one.left.at(self.kernels, first, depth.start / per_word),
-                a_row: one.left.stride,
-                a_depth: 1,
-                b: b.0,
-                b_depth: b.1,
-                c: one.target.get().wrapping_add(first * one.stride + columns.start),
-                c_row: one.stride,
-                last: 0,
-                alpha: one.alpha,
-                accumulate: one.accumulate || depth.start > 0,
-            };
-            // SAFETY: the rows exist in A and C, the columns in C, and the panel was packed for this depth or lies in B
-            // in whole vectors; no other job has these rows and columns. The kernels are of this machine's path.
-            unsafe { self.kernels.run(tile, part.len(), columns.len()) };
         }
     }
 }
