@@ -3,6 +3,7 @@
 //! Random weights stand in for a model of a known shape; the token batches are a 64-bit LCG that any language repeats,
 //! so that other tools can run the very same steps and their losses be compared. Never a test: figures vary.
 
+pub mod gpu;
 mod shapes;
 
 pub use shapes::{prompt_operations, step_operations, token_ids, Shape};

@@ -12,17 +12,35 @@ pub enum Shape {
     M360,
     /// TinyLlama-1.1B.
     B1,
+    /// LLaMA 2 7B.
+    B7,
+    /// LLaMA 2 13B.
+    B13,
     /// A toy.
     Tiny,
 }
 
 impl Shape {
+    /// What it is called on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Shape::M135 => "135m",
+            Shape::M360 => "360m",
+            Shape::B1 => "1.1b",
+            Shape::B7 => "7b",
+            Shape::B13 => "13b",
+            Shape::Tiny => "tiny",
+        }
+    }
+
     /// Its configuration.
     pub fn config(self) -> Result<ModelConfig> {
         let (vocab, hidden, inner, layers, heads, kv_heads, tied, theta) = match self {
             Shape::M135 => (49152, 576, 1536, 30, 9, 3, true, 100_000.0),
             Shape::M360 => (49152, 960, 2560, 32, 15, 5, true, 100_000.0),
             Shape::B1 => (32000, 2048, 5632, 22, 32, 4, false, 10_000.0),
+            Shape::B7 => (32000, 4096, 11008, 32, 32, 32, false, 10_000.0),
+            Shape::B13 => (32000, 5120, 13824, 40, 40, 40, false, 10_000.0),
             Shape::Tiny => (512, 128, 384, 2, 4, 2, true, 10_000.0),
         };
         let json = serde_json::json!({

@@ -2,8 +2,9 @@
 
 use super::model_args::ComputeArg;
 use super::output;
+use crate::bench::gpu::{self, Scale, Section};
 use crate::bench::{self, ModelChoice, Shape, TrainBench};
-use crate::device;
+use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Result};
 use crate::train::recompute::Recompute;
 use clap::{Args, Subcommand, ValueEnum};
@@ -29,6 +30,8 @@ pub enum What {
     Decode(DecodeArgs),
     /// NF4 quantisation of a 4096 x 11008 matrix, with double quantisation.
     Quantize(QuantizeArgs),
+    /// Checks and measures a GPU: every operation against the CPU and its bound, training, decoding, memory.
+    Gpu(GpuArgs),
 }
 
 /// Where the weights come from, and what computes.
@@ -63,6 +66,12 @@ pub enum ShapeArg {
     /// TinyLlama-1.1B.
     #[value(name = "1.1b")]
     B1,
+    /// LLaMA 2 7B.
+    #[value(name = "7b")]
+    B7,
+    /// LLaMA 2 13B.
+    #[value(name = "13b")]
+    B13,
     /// A toy for trying out.
     #[value(name = "tiny")]
     Tiny,
@@ -156,6 +165,86 @@ pub struct QuantizeArgs {
     pub steps: usize,
 }
 
+/// Arguments of `bench gpu`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  llamantino bench gpu --out report --sections parity,curve,memory")]
+pub struct GpuArgs {
+    /// `cuda` or `cuda:NUMBER`.
+    #[arg(long, default_value = "cuda")]
+    pub device: DeviceChoice,
+    /// Folder for gpu.json and gpu.md.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Parts of the report; default: all.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub sections: Vec<SectionArg>,
+    /// Model of the training curve; default: a toy with random weights.
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// Toy sizes: checks in seconds, figures that mean nothing.
+    #[arg(long)]
+    pub tiny: bool,
+}
+
+/// [`Section`] on the command line.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum SectionArg {
+    /// Every operation against the CPU's.
+    Parity,
+    /// Training steps against the CPU's.
+    Curve,
+    /// Memory against the plan.
+    Memory,
+    /// Every operation against its bound.
+    Operations,
+    /// NF4.
+    Quantise,
+    /// Single tokens.
+    Decode,
+    /// Training steps of 7B and 13B shapes.
+    Throughput,
+}
+
+impl From<SectionArg> for Section {
+    fn from(section: SectionArg) -> Section {
+        match section {
+            SectionArg::Parity => Section::Parity,
+            SectionArg::Curve => Section::Curve,
+            SectionArg::Memory => Section::Memory,
+            SectionArg::Operations => Section::Operations,
+            SectionArg::Quantise => Section::Quantise,
+            SectionArg::Decode => Section::Decode,
+            SectionArg::Throughput => Section::Throughput,
+        }
+    }
+}
+
+/// Runs `bench gpu`: the report's files, its JSON on stdout, and an error where a check did not pass.
+fn run_gpu(args: &GpuArgs) -> Result<()> {
+    let Some(driver) = args.device.open()?.gpu else {
+        return Err(Error::usage(format!("--device {}: expected a GPU, cuda or cuda:NUMBER", args.device)));
+    };
+    let sections = match args.sections.is_empty() {
+        true => Section::ALL.to_vec(),
+        false => args.sections.iter().copied().map(Section::from).collect(),
+    };
+    let scale = if args.tiny { Scale::Tiny } else { Scale::Full };
+    let options = gpu::Options { sections, scale, model: args.model.clone() };
+    let report = gpu::run(&driver, &options, &mut |what| output::note(what))?;
+    let write = |name: &str, text: String| {
+        let path = args.out.join(name);
+        std::fs::write(&path, text).map_err(|error| Error::failed(format!("{}: {error}", path.display())))
+    };
+    std::fs::create_dir_all(&args.out).map_err(|error| Error::failed(format!("{}: {error}", args.out.display())))?;
+    write("gpu.json", format!("{report:#}\n"))?;
+    write("gpu.md", gpu::markdown(&report))?;
+    output::data(&format!("{report}\n"));
+    match report["passed"] == true {
+        true => Ok(()),
+        false => Err(Error::failed(format!("not all checks passed: see {}", args.out.join("gpu.md").display()))),
+    }
+}
+
 impl CommonArgs {
     fn choice(&self) -> ModelChoice {
         match &self.model {
@@ -164,6 +253,8 @@ impl CommonArgs {
                 ShapeArg::M135 => Shape::M135,
                 ShapeArg::M360 => Shape::M360,
                 ShapeArg::B1 => Shape::B1,
+                ShapeArg::B7 => Shape::B7,
+                ShapeArg::B13 => Shape::B13,
                 ShapeArg::Tiny => Shape::Tiny,
             }),
         }
@@ -173,6 +264,7 @@ impl CommonArgs {
 /// Runs `bench`.
 pub fn run(args: BenchArgs) -> Result<()> {
     let report = match args.what {
+        What::Gpu(args) => return run_gpu(&args),
         What::Train(args) => {
             device::set_threads(args.common.threads)?;
             positive(&[("--seq", args.seq.saturating_sub(1)), ("--batch", args.batch), ("--steps", args.steps)])?;

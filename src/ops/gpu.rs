@@ -74,6 +74,11 @@ impl Gpu {
         &*self.0.driver
     }
 
+    /// The driver, for another [`Gpu`] on the same card with memory of its own.
+    pub fn driver_handle(&self) -> Arc<dyn Driver> {
+        self.0.driver.clone()
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
