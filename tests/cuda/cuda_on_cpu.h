@@ -2,12 +2,12 @@
 //
 // Every CUDA thread is a fiber with a stack of its own; the blocks of a grid run one after another, and the threads of a
 // block take turns at barriers and warp operations. A barrier that not all threads reach stops the program and says
-// where each thread waits. Under -fsanitize=thread every fiber is a thread to the sanitizer and only the barriers order
-// them, so that a missing __syncthreads is reported as a race.
+// where each thread waits. Under -fsanitize=thread (scripts/cuda-tsan.sh) every fiber is a thread to the sanitizer and
+// only barriers order them, shuffles and votes do not, so that a missing __syncthreads or __syncwarp is a race.
 //
 // Covered: indices, static and dynamic shared memory, __syncthreads, __syncwarp, shuffles, votes, mma.m16n8k16, ldmatrix,
-// cp.async, bf16, common mathematics. Not covered: speed, coalescing, bank conflicts, races between blocks, the
-// approximations of fast mathematics, asynchrony of copies.
+// cp.async (what it copies is there at the wait, and NaN before), alignment of both, bf16, common mathematics. Not
+// covered: speed, coalescing, bank conflicts, races between blocks, the approximations of fast mathematics.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -25,7 +25,7 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __restrict__ __restrict
-#define __align__(n) alignas(n)
+#define __align__(n) __attribute__((aligned(n)))
 #define __shared__ static  // one block at a time, so one copy serves
 #define __constant__ static const
 #define DYNAMIC_SHARED(type, name) type* const name = reinterpret_cast<type*>(on_cpu::dynamic_shared())
@@ -55,7 +55,15 @@ struct Fiber {
   State state;
   unsigned thread;
   int line;
+  unsigned block_waits, warp_waits;  // barriers reached so far
   void* sanitizer;
+};
+
+// A copy under way, and the copies of a thread: those not yet committed, and the committed groups, oldest first.
+struct Copy { void* to; const void* from; bool valid; };
+struct Copies {
+  std::vector<Copy> open;
+  std::vector<std::vector<Copy>> groups;
 };
 
 constexpr size_t STACK_BYTES = 64 << 10;
@@ -65,8 +73,12 @@ struct Machine {
   dim3 grid, block, index;
   std::vector<Fiber> fibers;
   std::vector<char> stacks, dynamic, slots;
+  std::vector<Copies> copies;
+  // What orders threads to the sanitizer. Barriers take turns with two each: a thread that is at its next one already
+  // must not order those that still leave this one.
   std::vector<char> warp_barriers;
-  char block_barrier = 0, host = 0;
+  char block_barriers[2] = {}, started = 0, finished = 0;
+  bool reversed = false;  // blocks, and threads between barriers, run last to first
   std::function<void()> body;
   size_t current = 0;
   void* host_stack_pointer = nullptr;
@@ -108,6 +120,7 @@ inline void* dynamic_shared() {
 ON_CPU_UNCHECKED inline Fiber& self() { return machine.fibers.data()[machine.current]; }
 ON_CPU_UNCHECKED inline unsigned lane() { return machine.current % 32; }
 ON_CPU_UNCHECKED inline size_t warp() { return machine.current / 32; }
+ON_CPU_UNCHECKED inline Copies& copies() { return machine.copies.data()[machine.current]; }
 
 ON_CPU_UNCHECKED inline void to_host(Fiber& fiber) {
 #if defined(__SANITIZE_THREAD__)
@@ -137,22 +150,30 @@ ON_CPU_UNCHECKED inline void acquire(void* where) {
 }
 
 // Waits until every thread of the block, or every lane of the warp, waits too.
-ON_CPU_UNCHECKED inline void wait(State at, int line) {
+ON_CPU_UNCHECKED inline void meet(State at, int line) {
   Fiber& fiber = self();
-  void* barrier = at == State::AtBlockBarrier ? &machine.block_barrier : machine.warp_barriers.data() + warp();
   fiber.state = at;
   fiber.line = line;
-  release(barrier);
   to_host(fiber);
+}
+
+// The same, and what was written before it is seen after it.
+ON_CPU_UNCHECKED inline void wait(State at, int line) {
+  Fiber& fiber = self();
+  void* barrier = at == State::AtBlockBarrier ? machine.block_barriers + fiber.block_waits++ % 2
+                                              : machine.warp_barriers.data() + 2 * warp() + fiber.warp_waits++ % 2;
+  release(barrier);
+  meet(at, line);
   acquire(barrier);
 }
 
 ON_CPU_UNCHECKED inline void enter() {
-  acquire(&machine.host);
+  acquire(&machine.started);
   machine.body();
-  self().state = State::Done;
-  release(&machine.host);
-  to_host(self());
+  Fiber& fiber = self();
+  fiber.state = State::Done;
+  release(&machine.finished);
+  to_host(fiber);
   abort();
 }
 
@@ -173,7 +194,7 @@ ON_CPU_UNCHECKED inline void enter() {
 ON_CPU_UNCHECKED inline void prepare(size_t threads) {
   for (size_t i = 0; i < threads; i++) {
     Fiber& fiber = machine.fibers[i];
-    fiber = Fiber{nullptr, State::Runs, unsigned(i), 0, nullptr};
+    fiber = Fiber{nullptr, State::Runs, unsigned(i), 0, 0, 0, nullptr};
     void** top = reinterpret_cast<void**>((uintptr_t(machine.stacks.data()) + (i + 1) * STACK_BYTES) & ~uintptr_t(15));
     *--top = nullptr;  // enter() finds the alignment that a call would have left
     *--top = reinterpret_cast<void*>(&enter);
@@ -190,10 +211,11 @@ ON_CPU_UNCHECKED inline void prepare(size_t threads) {
 
 ON_CPU_UNCHECKED inline void run_block(size_t threads) {
   prepare(threads);
-  release(&machine.host);
+  release(&machine.started);
   for (;;) {
     size_t ran = 0, done = 0, waiting = 0;
-    for (size_t i = 0; i < threads; i++) {
+    for (size_t turn = 0; turn < threads; turn++) {
+      const size_t i = machine.reversed ? threads - 1 - turn : turn;
       if (machine.fibers[i].state != State::Runs) continue;
       machine.current = i;
       to_fiber(machine.fibers[i]);
@@ -218,7 +240,7 @@ ON_CPU_UNCHECKED inline void run_block(size_t threads) {
       stuck(threads);
     }
   }
-  acquire(&machine.host);
+  acquire(&machine.finished);
 #if defined(__SANITIZE_THREAD__)
   for (size_t i = 0; i < threads; i++) __tsan_destroy_fiber(machine.fibers[i].sanitizer);
 #endif
@@ -233,20 +255,28 @@ void run_grid(dim3 grid, dim3 block, size_t shared_bytes, Call call) {
   machine.fibers.resize(threads);
   machine.stacks.resize(threads * STACK_BYTES + 16);
   machine.slots.resize(threads * SLOT_BYTES);
-  machine.warp_barriers.assign(threads / 32 + 1, 0);
+  machine.copies.assign(threads, Copies{});
+  machine.warp_barriers.assign(2 * (threads / 32 + 1), 0);
   machine.dynamic.assign(shared_bytes + 128, char(0xCB));
   machine.body = call;
-  for (unsigned z = 0; z < grid.z; z++)
-    for (unsigned y = 0; y < grid.y; y++)
-      for (unsigned x = 0; x < grid.x; x++) {
-        machine.index = dim3(x, y, z);
-        run_block(threads);
-      }
+  const size_t blocks = size_t(grid.x) * grid.y * grid.z;
+  for (size_t turn = 0; turn < blocks; turn++) {
+    const size_t i = machine.reversed ? blocks - 1 - turn : turn;
+    machine.index = dim3(i % grid.x, i / grid.x % grid.y, i / (size_t(grid.x) * grid.y));
+    run_block(threads);
+  }
 }
 
 template <class... Parameters>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, Parameters... arguments) {
   run_grid(grid, block, shared_bytes, [=] { kernel(arguments...); });
+}
+
+// Stops the program unless an address is a multiple of 16 bytes, as vector instructions want it.
+inline void check_alignment(const void* address, const char* what) {
+  if (uintptr_t(address) % 16 == 0) return;
+  fprintf(stderr, "cuda_on_cpu: %s of %p, which is not a multiple of 16\n", what, address);
+  abort();
 }
 
 // Shows `mine` to the warp and calls `read`, in which shown<T>(lane) is what that lane shows.
@@ -260,9 +290,9 @@ template <class T, class Read>
 ON_CPU_UNCHECKED auto with_warp(const T& mine, int line, Read read) {
   static_assert(sizeof(T) <= SLOT_BYTES, "a lane shows at most a slot");
   memcpy(machine.slots.data() + machine.current * SLOT_BYTES, &mine, sizeof mine);
-  wait(State::AtWarpBarrier, line);
+  meet(State::AtWarpBarrier, line);
   const auto result = read();
-  wait(State::AtWarpBarrier, line);
+  meet(State::AtWarpBarrier, line);
   return result;
 }
 template <class T>
@@ -310,11 +340,22 @@ inline unsigned __ballot_sync(unsigned, int flag) {
   });
 }
 
-// Fibers give way at barriers only, so these need no lock.
+// Fibers give way at barriers only, so a read and a write need no loop; they are atomic for the sanitizer.
 template <class T>
-T atomicAdd(T* where, T value) { const T old = *where; *where = old + value; return old; }
+T atomicAdd(T* where, T value) {
+  T old, sum;
+  __atomic_load(where, &old, __ATOMIC_RELAXED);
+  sum = old + value;
+  __atomic_store(where, &sum, __ATOMIC_RELAXED);
+  return old;
+}
 template <class T>
-T atomicMin(T* where, T value) { const T old = *where; if (value < old) *where = value; return old; }
+T atomicMin(T* where, T value) {
+  T old;
+  __atomic_load(where, &old, __ATOMIC_RELAXED);
+  if (value < old) __atomic_store(where, &value, __ATOMIC_RELAXED);
+  return old;
+}
 
 template <class T>
 T __ldg(const T* where) { return *where; }
@@ -371,6 +412,7 @@ inline void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1)
 }
 
 inline void on_cpu_load_tiles(uint32_t (&out)[4], const __nv_bfloat16* row, bool transposed) {
+  on_cpu::check_alignment(row, "ldmatrix");
   struct Tiles { uint32_t at[4]; };
   const Tiles tiles = on_cpu::with_warp(row, 0, [=] {
     const unsigned g = on_cpu::lane() / 4, t = on_cpu::lane() % 4;
@@ -387,10 +429,25 @@ inline void on_cpu_load_tiles(uint32_t (&out)[4], const __nv_bfloat16* row, bool
 inline void load_tiles(uint32_t (&out)[4], const __nv_bfloat16* row) { on_cpu_load_tiles(out, row, false); }
 inline void load_tiles_transposed(uint32_t (&out)[4], const __nv_bfloat16* row) { on_cpu_load_tiles(out, row, true); }
 
-// Copies at once: what a wait would make visible is visible early.
+// What is copied arrives at the wait, as late as it may; until then NaN is there, as early as it may.
 inline void copy_async(void* shared, const void* global, bool valid) {
-  if (valid) memcpy(shared, global, 16); else memset(shared, 0, 16);
+  on_cpu::check_alignment(shared, "cp.async to shared memory");
+  if (valid) on_cpu::check_alignment(global, "cp.async from global memory");
+  memset(shared, 0xFF, 16);
+  on_cpu::copies().open.push_back({shared, global, valid});
 }
-inline void copy_commit() {}
+inline void copy_commit() {
+  on_cpu::Copies& copies = on_cpu::copies();
+  copies.groups.push_back(std::move(copies.open));
+  copies.open.clear();
+}
 template <int PENDING>
-void copy_wait() {}
+void copy_wait() {
+  auto& groups = on_cpu::copies().groups;
+  while (groups.size() > PENDING) {
+    for (const on_cpu::Copy& copy : groups.front()) {
+      if (copy.valid) memcpy(copy.to, copy.from, 16); else memset(copy.to, 0, 16);
+    }
+    groups.erase(groups.begin());
+  }
+}
