@@ -392,9 +392,9 @@ inline void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1)
   struct Fragments { uint32_t a[4], b[2]; };
   const Fragments mine{{a[0], a[1], a[2], a[3]}, {b0, b1}};
   struct Sums { float at[4]; };
-  const Sums sums = on_cpu::with_warp(mine, 0, [&] {
+  const Sums sums = on_cpu::with_warp(mine, 0, [&]() ON_CPU_UNCHECKED {
     const unsigned g = on_cpu::lane() / 4, t = on_cpu::lane() % 4;
-    auto half_of = [](uint32_t word, unsigned half) {
+    auto half_of = [](uint32_t word, unsigned half) ON_CPU_UNCHECKED {
       return __bfloat162float(__nv_bfloat16{uint16_t(half ? word >> 16 : word)});
     };
     Sums result{{d[0], d[1], d[2], d[3]}};

@@ -37,6 +37,7 @@ void start(const char* name, void (*kernel)(Parameters...), dim3 grid, unsigned 
 // Runs the kernels of `program` in both orders.
 template <class Program>
 void check(const char* name, Program program) {
+  fprintf(stderr, "%s\n", name);
   Run forward, backward;
   on_cpu::machine.reversed = false;
   program(forward);
@@ -237,11 +238,11 @@ static void linear_cases() {
 
 int main(int count, char** arguments) {
   if (count == 2) return run_fault(arguments[1]);
-  attention_cases();
   row_cases();
   element_cases();
   optimizer_cases();
   nf4_cases();
   linear_cases();
+  attention_cases();
   for (const std::string& name : covered) printf("%s\n", name.c_str());
 }
