@@ -15,13 +15,13 @@ KERNEL __launch_bounds__(1024) cross_entropy_rows(const float* __restrict__ logi
     if (z > largest) {
       sum = sum * __expf(largest - z) + 1.f;
       largest = z;
-    } else {
+    } else if (z != -INFINITY) {
       sum += __expf(z - largest);
     }
   }
   const float top = block_max(largest);
-  // A thread without a value has sum 0 and largest -inf: its share is 0, not NaN.
-  sum = block_sum(sum > 0.f ? sum * __expf(largest - top) : 0.f);
+  // A thread without a value has sum 0 and largest -inf: its share is 0, not NaN. A NaN among the logits stays one.
+  sum = block_sum(sum == 0.f ? 0.f : sum * __expf(largest - top));
   const int target = targets[row];
   if (threadIdx.x == 0) loss[row] = logf(sum) + top - logits[target];
   if (!gradient) return;

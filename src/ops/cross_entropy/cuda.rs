@@ -59,4 +59,22 @@ mod tests {
             assert_eq!(loss.read().unwrap(), losses);
         }
     }
+
+    #[test]
+    fn a_logit_that_is_nan_shows_in_the_loss_and_minus_infinity_is_probability_zero() {
+        let Some(gpu) = emulated_gpu() else { return };
+        let vocabulary = 1500;
+        let loss_of = |value: f32, target: i32| {
+            let mut logits = vec![0.5; vocabulary];
+            // A thread's first value, its second, and its only one.
+            [3, 3 + 1024, 700].iter().for_each(|&at| logits[at] = value);
+            let loss = gpu.buffer::<f32>(1, 1).unwrap();
+            let logits = gpu.upload(&logits, 1, vocabulary).unwrap();
+            rows(&logits, &gpu.upload(&[target], 1, 1).unwrap(), &loss, None, 1.0).unwrap();
+            loss.read().unwrap()[0]
+        };
+        assert!(loss_of(f32::NAN, 0).is_nan());
+        let expected = ((vocabulary - 3) as f32).ln();
+        assert!((loss_of(f32::NEG_INFINITY, 0) - expected).abs() < 1e-5);
+    }
 }
