@@ -31,7 +31,7 @@ fn every_section_runs_and_its_checks_pass() {
 
 #[test]
 fn a_section_without_memory_ends_no_other() {
-    let Some(driver) = emulator_with(6 << 20) else { return };
+    let Some(driver) = emulator_with(3 << 20) else { return };
     let report = report(&driver, &[Section::Throughput, Section::Quantise]);
     let [throughput, quantise] = &report["sections"].as_array().unwrap()[..] else { panic!("{report}") };
     let told = |section: &Value| section["error"].is_string() || section["rows"][0]["error"].is_string();

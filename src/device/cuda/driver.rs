@@ -163,6 +163,11 @@ impl Cuda {
             gpu.blas = cublas::create_handle().map_err(|error| fault("cuBLAS does not start", format!("{error:?}")))?;
             cublas::set_stream(gpu.blas, stream.cast())
                 .map_err(|error| fault("cuBLAS' stream", format!("{error:?}")))?;
+            // Otherwise results in bf16 may be summed in bf16 too; sums are f32 everywhere here.
+            let exact = blas::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
+            blas::cublasSetMathMode(gpu.blas, exact)
+                .result()
+                .map_err(|error| fault("cuBLAS' mode", format!("{error:?}")))?;
             gpu.workspace = cuda::malloc_sync(WORKSPACE).map_err(driver_error("cuBLAS' workspace"))?;
             blas::cublasSetWorkspace_v2(gpu.blas, gpu.workspace as *mut c_void, WORKSPACE)
                 .result()

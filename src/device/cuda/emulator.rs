@@ -71,9 +71,6 @@ fn kernel_names(source: &str) -> Vec<String> {
     names
 }
 
-/// Set by `scripts/cuda-tsan.sh`: kernels are compiled with ThreadSanitizer, whose runtime the script has preloaded.
-const TSAN: &str = "LLAMANTINO_CUDA_TSAN";
-
 /// Compiles all kernels into one library, once for each state of the sources, and opens it.
 fn compiled() -> Option<LaunchFunction> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -95,9 +92,7 @@ fn compiled() -> Option<LaunchFunction> {
     {
         hasher.update(&std::fs::read(root.join(header)).expect("a readable header"));
     }
-    let is_watched = std::env::var_os(TSAN).is_some();
-    let sanitizer: &[&str] = if is_watched { &["-fsanitize=thread", "-g"] } else { &[] };
-    let folder = root.join("target/cuda-on-cpu").join(if is_watched { "tsan" } else { "" });
+    let folder = root.join("target/cuda-on-cpu");
     let library = folder.join(format!("{}.so", &hasher.finalize().to_hex()[..16]));
     if !library.is_file() {
         std::fs::create_dir_all(&folder).expect("a folder for the library");
@@ -115,7 +110,6 @@ fn compiled() -> Option<LaunchFunction> {
                 "kernels.so",
                 "kernels.cpp",
             ])
-            .args(sanitizer)
             .arg("-I")
             .arg(root.join("src/device/cuda"))
             .arg("-I")
