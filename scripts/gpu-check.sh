@@ -31,6 +31,7 @@ status=0
 # A fault on a card ends every later call of its process: one process a section, and one section cannot end another.
 for section in parity curve memory operations quantise decode throughput; do
   echo "== $section" >&2
+  rm -f "$out/$section"/gpu.{json,md} # of an earlier run
   "$binary" bench gpu --device cuda --sections "$section" --model "$root/data/quickstart/model" \
     --out "$out/$section" >/dev/null || status=1
 done

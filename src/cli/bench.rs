@@ -7,6 +7,7 @@ use crate::bench::{self, ModelChoice, Shape, TrainBench};
 use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Result};
 use crate::train::recompute::Recompute;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -176,8 +177,8 @@ pub struct GpuArgs {
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// Parts of the report; default: all.
-    #[arg(long, value_enum, value_delimiter = ',')]
-    pub sections: Vec<SectionArg>,
+    #[arg(long, value_parser = section_parser(), value_delimiter = ',')]
+    pub sections: Vec<Section>,
     /// Model of the training curve; default: a toy with random weights.
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
@@ -186,37 +187,10 @@ pub struct GpuArgs {
     pub tiny: bool,
 }
 
-/// [`Section`] on the command line.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum SectionArg {
-    /// Every operation against the CPU's.
-    Parity,
-    /// Training steps against the CPU's.
-    Curve,
-    /// Memory against the plan.
-    Memory,
-    /// Every operation against its bound.
-    Operations,
-    /// NF4.
-    Quantise,
-    /// Single tokens.
-    Decode,
-    /// Training steps of 7B and 13B shapes.
-    Throughput,
-}
-
-impl From<SectionArg> for Section {
-    fn from(section: SectionArg) -> Section {
-        match section {
-            SectionArg::Parity => Section::Parity,
-            SectionArg::Curve => Section::Curve,
-            SectionArg::Memory => Section::Memory,
-            SectionArg::Operations => Section::Operations,
-            SectionArg::Quantise => Section::Quantise,
-            SectionArg::Decode => Section::Decode,
-            SectionArg::Throughput => Section::Throughput,
-        }
-    }
+/// Sections by their names.
+fn section_parser() -> impl TypedValueParser<Value = Section> {
+    PossibleValuesParser::new(Section::ALL.map(Section::name))
+        .try_map(|name| Section::ALL.into_iter().find(|section| section.name() == name).ok_or("no such section"))
 }
 
 /// Runs `bench gpu`: the report's files, its JSON on stdout, and an error where a check did not pass.
@@ -226,16 +200,17 @@ fn run_gpu(args: &GpuArgs) -> Result<()> {
     };
     let sections = match args.sections.is_empty() {
         true => Section::ALL.to_vec(),
-        false => args.sections.iter().copied().map(Section::from).collect(),
+        false => args.sections.clone(),
     };
     let scale = if args.tiny { Scale::Tiny } else { Scale::Full };
     let options = gpu::Options { sections, scale, model: args.model.clone() };
+    // Before the work, which takes minutes.
+    std::fs::create_dir_all(&args.out).map_err(|error| Error::failed(format!("{}: {error}", args.out.display())))?;
     let report = gpu::run(&driver, &options, &mut |what| output::note(what))?;
     let write = |name: &str, text: String| {
         let path = args.out.join(name);
         std::fs::write(&path, text).map_err(|error| Error::failed(format!("{}: {error}", path.display())))
     };
-    std::fs::create_dir_all(&args.out).map_err(|error| Error::failed(format!("{}: {error}", args.out.display())))?;
     write("gpu.json", format!("{report:#}\n"))?;
     write("gpu.md", gpu::markdown(&report))?;
     output::data(&format!("{report}\n"));

@@ -1,7 +1,8 @@
 //! From tensors on disk to a model in memory: names, shapes, quantisation on load, what is trained.
 //!
 //! One tensor at a time is in flight: a linear is read from the map, checked for non-finite values, quantised, and only
-//! its codes stay in memory, or in a GPU's ([`super::cuda`]). Dense weights stay in the file mapping. Reference for the names: transformers `modeling_llama.py`.
+//! its codes stay in memory, or in a GPU's ([`super::cuda`]). Dense weights stay in the file mapping.
+//! Reference for the names: transformers `modeling_llama.py`.
 
 use super::block::Block;
 use super::cuda::{self, LinearStream};

@@ -15,7 +15,10 @@ use std::sync::LazyLock;
 pub const NESTED_BLOCK: usize = 256;
 
 /// Scales whose sum is a part of the mean.
-pub(super) const PART: usize = 65536;
+pub const PART: usize = 65536;
+
+/// Equal steps from -1 to 1 that have a code each.
+pub const STEPS: usize = 65536;
 
 /// The signed dynamic map of 8 bits, ascending: 7 decades with 1, 2, 4 ... 64 values of either sign, 0 and 1.
 pub fn dynamic_map_signed_8bit() -> &'static [f32; 256] {
@@ -54,13 +57,13 @@ fn boundary(i: usize, intervals: usize) -> f32 {
     }
 }
 
-/// Code of each of 65536 equal steps from -1 to 1: the number of midpoints of the map below it.
+/// Code of each of the [`STEPS`]: the number of midpoints of the map below it.
 pub(super) fn code_table() -> &'static [u8] {
     static TABLE: LazyLock<Vec<u8>> = LazyLock::new(|| {
         let map = dynamic_map_signed_8bit();
         let midpoints: Vec<f32> = map.windows(2).map(|pair| 0.5 * (pair[0] + pair[1])).collect();
         let value = |k: u32| -1.0 + (2.0 * k as f32) / 65535.0;
-        (0..65536).map(|k| midpoints.partition_point(|&m| m < value(k)) as u8).collect()
+        (0..STEPS as u32).map(|k| midpoints.partition_point(|&m| m < value(k)) as u8).collect()
     });
     &TABLE
 }

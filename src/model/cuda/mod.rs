@@ -105,7 +105,8 @@ impl PendingLoss {
 }
 
 impl GpuLlama {
-    /// Copies a model's frozen weights to the GPU, but for those that are there already. `params` holds the values of its adapters.
+    /// Copies a model's frozen weights to the GPU, but for those that are there already. `params` holds the values of its
+    /// adapters.
     ///
     /// # Errors
     /// A model that the GPU's kernels cannot run or train (trained weights other than LoRA's A and B, DoRA, head sizes

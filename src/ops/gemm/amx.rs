@@ -18,7 +18,7 @@ use std::cell::Cell;
 use std::mem::MaybeUninit;
 
 /// Rows of a tile, and its columns in words.
-const SIDE: usize = 16;
+const SIDE: usize = super::operand::TILE;
 
 /// Shapes of the tiles: 0 to 3 are C (by rows, then columns), 4 and 5 rows of A, 6 and 7 columns of a panel.
 #[repr(C, align(64))]
@@ -333,7 +333,6 @@ unsafe fn put(tile: &Tile, first: usize, columns: usize, sums: &[f32]) {
 pub(super) static BF16: Kernels = Kernels {
     tiles: &[WITHOUT_TILES.tiles[0], WITHOUT_TILES.tiles[1]],
     whole: Some(rows_of_panel),
-    tiled: true,
     rows_at_once: 4 * SIDE,
     ..WITHOUT_TILES
 };

@@ -147,7 +147,6 @@ pub(super) static F32: Kernels = Kernels {
     width: 8,
     tiles: &[tile_row!(tile_f32, 1, [1, 2, 3, 4, 5, 6, 7, 8]), tile_row!(tile_f32, 2, [1, 2, 3, 4, 5, 6])],
     whole: None,
-    tiled: false,
     rows_at_once: ROWS_AT_ONCE,
     dots: dot_row!(dot_f32),
     pairs: None,

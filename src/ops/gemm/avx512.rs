@@ -151,7 +151,6 @@ pub(super) static F32: Kernels = Kernels {
         tile_row!(tile_f32, 3, [1, 2, 3, 4, 5, 6, 7, 8]),
     ],
     whole: None,
-    tiled: false,
     rows_at_once: ROWS_AT_ONCE,
     dots: dot_row!(dot_f32),
     pairs: None,

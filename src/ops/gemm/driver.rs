@@ -4,7 +4,8 @@
 //! packed once for all the A that it is multiplied with. A job is one panel's width of a group (and a range of rows,
 //! where columns alone give too few jobs). It computes all terms in order, so they may add up in the same C, which then
 //! stays in the cache. So a weight is dequantised once a product however many rows there are, and never exists outside
-//! a panel. Where the reduction is very deep, a job is a few panels, so that they share the A of a depth block.
+//! a panel. Where the reduction is very deep, or A large, a job is a few panels, which share the rows of A while they are in
+//! the cache.
 
 use super::kernel::{Kernels, Tile};
 use super::operand::{prepare, Left, Rows, Target};
@@ -34,6 +35,8 @@ const DEEP_BLOCKS: usize = 8;
 /// Most panels of a job, and of kernels on tile registers, whose speed is that of reading A.
 const WIDEST_JOB: usize = 3;
 const WIDEST_TILED_JOB: usize = 4;
+const MOST_PANELS: usize = WIDEST_TILED_JOB;
+const _: () = assert!(WIDEST_JOB <= MOST_PANELS);
 
 /// Words of A from which on it does not stay in the L2 cache beside the panels.
 const LARGE_LEFT: usize = 192 << 10;
@@ -178,7 +181,7 @@ fn wide(group: &Group<'_>, panels: usize, threads: usize, kernels: &Kernels) -> 
     let per_word = kernels.per_word();
     let deep = group.terms.iter().any(|term| depth_blocks(term.depth, per_word).count >= DEEP_BLOCKS);
     let words = |term: &Term<'_>| term.uses.iter().map(|one| one.rows).sum::<usize>() * term.depth / per_word;
-    match (kernels.tiled, deep) {
+    match (kernels.is_tiled(), deep) {
         (true, _) if group.terms.iter().any(|term| words(term) > LARGE_LEFT) => {
             (panels / (4 * threads)).clamp(1, WIDEST_TILED_JOB)
         }
@@ -196,12 +199,24 @@ struct Job<'a> {
     part: (usize, usize),
 }
 
+/// A panel of a job, packed or where it lies.
+struct Packed {
+    columns: Range<usize>,
+    /// First word.
+    start: *const f32,
+    /// Words from one depth to the next.
+    stride: usize,
+}
+
 impl Job<'_> {
     fn run(&self, terms: &[Term<'_>]) {
-        let panels: Vec<Range<usize>> =
-            self.panels.1.clone().map(|panel| self.panels.0.get(panel)).filter(|columns| !columns.is_empty()).collect();
-        let (Some(first), Some(last)) = (panels.first(), panels.last()) else { return };
-        let all = first.start..last.end;
+        let (cuts, range) = &self.panels;
+        let mut panels: [Packed; MOST_PANELS] = std::array::from_fn(|i| {
+            let columns = if i < range.len() { cuts.get(range.start + i) } else { 0..0 };
+            Packed { columns, start: std::ptr::null(), stride: 0 }
+        });
+        let panels = &mut panels[..range.len()];
+        let all = cuts.get(range.start).start..cuts.get(range.end - 1).end;
         let width = deepest_words() * self.kernels.panel_columns();
         let mut scratch = Scratch::take(width * panels.len() + STRIPS);
         let (strips, memory) = scratch.words().split_at_mut(STRIPS);
@@ -212,31 +227,30 @@ impl Job<'_> {
         let mut next = pieces.next();
         while let Some((term, depth)) = next {
             let rows: usize = term.uses.iter().map(|one| one.rows).sum();
-            let packed = panels.iter().zip(memory.chunks_exact_mut(width)).map(|(columns, panel)| {
+            for (panel, memory) in panels.iter_mut().zip(memory.chunks_exact_mut(width)) {
+                let columns = panel.columns.clone();
                 let stride = columns.len().next_multiple_of(self.kernels.width);
-                let lying = (rows <= IN_PLACE_ROWS).then(|| term.source.in_place(self.kernels, columns, &depth));
-                lying.flatten().unwrap_or_else(|| {
-                    let to = Panel { columns: columns.clone(), depth: depth.clone(), stride, to: &mut *panel, strips };
+                let lying = (rows <= IN_PLACE_ROWS).then(|| term.source.in_place(self.kernels, &columns, &depth));
+                (panel.start, panel.stride) = lying.flatten().unwrap_or_else(|| {
+                    let to = Panel { columns, depth: depth.clone(), stride, to: &mut *memory, strips };
                     term.source.pack(self.kernels, to);
-                    (panel.as_ptr(), stride)
-                })
-            });
-            let packed: Vec<(*const f32, usize)> = packed.collect();
+                    (memory.as_ptr(), stride)
+                });
+            }
             next = pieces.next();
             for (index, one) in term.uses.iter().enumerate() {
                 let coming = next.as_ref().filter(|_| index == 0);
                 let coming = coming.map(|(term, depth)| (&term.source, depth.clone(), all.clone()));
-                self.tiles((&packed, &panels), one, &depth, coming);
+                self.tiles(panels, one, &depth, coming);
             }
         }
     }
 
-    /// All tiles of some panels, each given by its first word and the words from one depth to the next: rows outside,
-    /// so that those of a few tiles are read once for all panels. In between, what the next panels will be packed from
-    /// is fetched.
+    /// All tiles of some panels: rows outside, so that those of a few tiles are read once for all panels. In between, what
+    /// the next panels will be packed from is fetched.
     fn tiles(
         &self,
-        (packed, panels): (&[(*const f32, usize)], &[Range<usize>]),
+        panels: &[Packed],
         one: &Use<'_>,
         depth: &Range<usize>,
         next: Option<(&Source<'_>, Range<usize>, Range<usize>)>,
@@ -250,7 +264,7 @@ impl Job<'_> {
                 source.fetch(columns.clone(), depth.clone(), group, groups.count);
             }
             let first = rows.start + part.start;
-            for (b, columns) in packed.iter().zip(panels) {
+            for Packed { columns, start, stride } in panels {
                 if one.rows * one.stride > LARGE_RESULT && depth.start == 0 {
                     for row in first..first + part.len() {
                         fetch_to_write(one.target.get().wrapping_add(row * one.stride + columns.start), columns.len());
@@ -261,8 +275,8 @@ impl Job<'_> {
                     a: one.left.at(self.kernels, first, depth.start / per_word),
                     a_row: one.left.stride,
                     a_depth: 1,
-                    b: b.0,
-                    b_depth: b.1,
+                    b: *start,
+                    b_depth: *stride,
                     c: one.target.get().wrapping_add(first * one.stride + columns.start),
                     c_row: one.stride,
                     last: 0,

@@ -221,10 +221,8 @@ pub(super) struct Kernels {
     pub width: usize,
     /// Kernels by vectors - 1, then by rows - 1.
     pub tiles: &'static [&'static [TileFn]],
-    /// All rows of a panel at once, where that is more than tile after tile.
+    /// All rows of a panel at once, on tile registers: then the rows of A lie as tiles.
     pub whole: Option<WholeFn>,
-    /// Rows of A lie as tiles.
-    pub tiled: bool,
     /// Rows multiplied between two fetches for the next panel: whole tiles of every height that the kernels prefer.
     pub rows_at_once: usize,
     /// Dot products by rows - 1.
@@ -292,6 +290,11 @@ impl Kernels {
         }
     }
 
+    /// Whether the rows of A lie as tiles.
+    pub fn is_tiled(&self) -> bool {
+        self.whole.is_some()
+    }
+
     /// Columns of the widest panel.
     pub fn panel_columns(&self) -> usize {
         self.width * self.tiles.len()
@@ -337,7 +340,7 @@ macro_rules! for_each_path {
                 $crate::device::CpuPath::Avx2 => unsafe { avx2($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                $crate::device::CpuPath::Avx512 | $crate::device::CpuPath::Avx512Bf16 | $crate::device::CpuPath::Amx => unsafe { avx512($($arg),*) },
+                path if path >= $crate::device::CpuPath::Avx512 => unsafe { avx512($($arg),*) },
                 _ => body($($arg),*),
             }
         }

@@ -50,7 +50,7 @@ pub(super) struct Rows {
 impl Rows {
     /// Row `row` from word `word` on; of tiles, both at the start of one.
     pub fn at(&self, kernels: &Kernels, row: usize, word: usize) -> *const f32 {
-        let deep = if kernels.tiled { word * TILE } else { word };
+        let deep = if kernels.is_tiled() { word * TILE } else { word };
         self.start.wrapping_add(row * self.stride + deep)
     }
 }
@@ -82,7 +82,7 @@ pub(super) fn prepare(kernels: &Kernels, lefts: &[Left<'_>], threads: usize) -> 
         .iter()
         .map(|left| {
             let stride = left.stride(kernels)?;
-            let words = left.rows().next_multiple_of(if kernels.tiled { TILE } else { 1 }) * stride;
+            let words = left.rows().next_multiple_of(if kernels.is_tiled() { TILE } else { 1 }) * stride;
             total += words;
             Some((total - words, stride))
         })
@@ -110,7 +110,7 @@ pub(super) fn prepare(kernels: &Kernels, lefts: &[Left<'_>], threads: usize) -> 
 
 /// Where the first words of a row are.
 fn place(kernels: &Kernels, row: usize, stride: usize) -> usize {
-    match kernels.tiled {
+    match kernels.is_tiled() {
         true => row / TILE * TILE * stride + row % TILE * TILE,
         false => row * stride,
     }
@@ -161,7 +161,7 @@ impl Left<'_> {
         } else {
             let words = self.depth().div_ceil(kernels.per_word());
             for row in range {
-                let (piece, step) = if kernels.tiled { (TILE, TILE * TILE) } else { (words.max(1), 0) };
+                let (piece, step) = if kernels.is_tiled() { (TILE, TILE * TILE) } else { (words.max(1), 0) };
                 let values = self.matrix.row(row).chunks(piece * kernels.per_word());
                 for (index, values) in values.enumerate() {
                     let place = place(kernels, row, stride) + index * step;
@@ -208,8 +208,8 @@ impl Left<'_> {
                 };
                 count += 1;
             }
-            let (piece, row) = if kernels.tiled { (TILE, TILE) } else { (COLUMNS_AT_ONCE, stride) };
-            let deep = if kernels.tiled { first_word * TILE } else { first_word };
+            let (piece, row) = if kernels.is_tiled() { (TILE, TILE) } else { (COLUMNS_AT_ONCE, stride) };
+            let deep = if kernels.is_tiled() { first_word * TILE } else { first_word };
             for first in columns.clone().step_by(piece) {
                 // SAFETY: the pointers have a word for each of the columns; these columns of the rows from `first_word`
                 // on are this job's.

@@ -10,6 +10,7 @@ use crate::model::cuda::head_chunk_rows;
 use crate::model::Keep;
 use crate::optim::cuda::{FACTORS, PIECE, PIECE_WORDS};
 use crate::optim::OptimizerKind;
+use crate::quant::double::{PART, STEPS};
 use crate::quant::QuantConfig;
 
 /// Bytes of a bf16 and of an f32 value.
@@ -20,8 +21,6 @@ const TILE: usize = 64;
 const TILE_BYTES: usize = 16;
 /// Values of the map of a double quantised weight.
 const MAP: usize = 256;
-/// Scales whose sum is a part of their mean; also the bytes of the table of their codes.
-const PART: usize = 65536;
 
 /// Bytes in GPU memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -98,8 +97,8 @@ impl<'a> Replay<'a> {
         self.floats(self.job.batch.rows() * values)
     }
 
-    /// `LinearStream`, `GpuLlama::new`, `GpuLlama::cache_weights` and `GpuParams::new`; the rotation table of the one position that a model is loaded
-    /// with by itself.
+    /// `LinearStream`, `GpuLlama::new`, `GpuLlama::cache_weights` and `GpuParams::new`; the rotation table of the one
+    /// position that a model is loaded with by itself.
     fn state(&self, cached: usize, bytes: &mut GpuBytes) -> (Vec<Loan<'a>>, [Loan<'a>; 2]) {
         let (job, hidden) = (self.job, self.job.model.hidden);
         let largest = job.linears().map(|linear| linear.rows * linear.cols).max().unwrap_or(0);
@@ -199,7 +198,7 @@ impl<'a> Replay<'a> {
         if !config.double {
             return vec![codes, absmax];
         }
-        table.get_or_insert_with(|| self.ledger.bytes(PART));
+        table.get_or_insert_with(|| self.ledger.bytes(STEPS));
         let sums = self.ledger.bytes(2 * FLOAT * blocks.div_ceil(PART));
         let _offset = self.floats(1);
         let scales = [self.ledger.bytes(blocks), self.floats(blocks.div_ceil(MAP)), self.floats(MAP)];

@@ -351,8 +351,8 @@ fn text_bytes(config: &RunConfig) -> u64 {
     bytes / TEXT_BYTES_PER_TOKEN * size_of::<u32>() as u64
 }
 
-/// Decides before anything is loaded what each block keeps, and which stay decoded, and says what the run will take: of the machine's memory, or
-/// of the GPU that is to compute it.
+/// Decides before anything is loaded what each block keeps, and which stay decoded, and says what the run will take: of
+/// the machine's memory, or of the GPU that is to compute it.
 ///
 /// # Errors
 /// The run cannot fit: with the cheapest changes that make it fit.
