@@ -10,10 +10,11 @@
 //! Reference: Intel's Architecture Instruction Set Extensions, chapter 3. The compiler neither knows nor touches the
 //! tiles, so they keep their contents from one block of assembly to the next.
 
-use super::avx512::Avx512;
-use super::avx512bf16::KERNELS as WITHOUT_TILES;
-use super::kernel::{Kernels, Lanes, Tile};
+use super::avx512::{first_lanes, Avx512};
+use super::avx512bf16::{narrow, KERNELS as WITHOUT_TILES};
+use super::kernel::{Kernels, Lanes, Tile, TileFns};
 use std::arch::asm;
+use std::arch::x86_64::{_mm512_maskz_loadu_ps, _mm512_storeu_si512, _mm_prefetch, _MM_HINT_T0};
 use std::cell::Cell;
 use std::mem::MaybeUninit;
 
@@ -329,10 +330,33 @@ unsafe fn put(tile: &Tile, first: usize, columns: usize, sums: &[f32]) {
     }
 }
 
+/// How far ahead of the conversion its rows are asked for, in f32: they come from beyond the L2 cache.
+const AHEAD: usize = 256;
+
+/// # Safety
+/// `rows` (at most 16) of `columns` values are readable, and whole tiles for them writable; AVX-512 BF16 is available.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+unsafe fn tiles_of_rows(first: *const f32, stride: usize, (rows, columns): (usize, usize), to: *mut f32) {
+    for (tile, column) in (0..columns).step_by(2 * SIDE).enumerate() {
+        let (low, high) = (first_lanes(columns - column), first_lanes((columns - column).saturating_sub(SIDE)));
+        for row in 0..rows {
+            let from = first.wrapping_add(row * stride + column);
+            _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(AHEAD).cast());
+            _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(AHEAD + SIDE).cast());
+            // SAFETY: the masks keep the loads inside the row; the word goes to a row of a tile.
+            unsafe {
+                let (low, high) =
+                    (_mm512_maskz_loadu_ps(low, from), _mm512_maskz_loadu_ps(high, from.wrapping_add(SIDE)));
+                _mm512_storeu_si512(to.add((tile * SIDE + row) * SIDE).cast(), narrow(low, high));
+            }
+        }
+    }
+}
+
 /// bf16 operands.
 pub(super) static BF16: Kernels = Kernels {
     tiles: &[WITHOUT_TILES.tiles[0], WITHOUT_TILES.tiles[1]],
-    whole: Some(rows_of_panel),
+    tiled: Some(TileFns { whole: rows_of_panel, from_rows: tiles_of_rows }),
     rows_at_once: 4 * SIDE,
     ..WITHOUT_TILES
 };

@@ -146,7 +146,7 @@ unsafe fn transpose(rows: &[*const f32], words: usize, to: *mut f32, stride: usi
 pub(super) static F32: Kernels = Kernels {
     width: 8,
     tiles: &[tile_row!(tile_f32, 1, [1, 2, 3, 4, 5, 6, 7, 8]), tile_row!(tile_f32, 2, [1, 2, 3, 4, 5, 6])],
-    whole: None,
+    tiled: None,
     rows_at_once: ROWS_AT_ONCE,
     dots: dot_row!(dot_f32),
     pairs: None,

@@ -150,7 +150,7 @@ pub(super) static F32: Kernels = Kernels {
         tile_row!(tile_f32, 2, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]),
         tile_row!(tile_f32, 3, [1, 2, 3, 4, 5, 6, 7, 8]),
     ],
-    whole: None,
+    tiled: None,
     rows_at_once: ROWS_AT_ONCE,
     dots: dot_row!(dot_f32),
     pairs: None,

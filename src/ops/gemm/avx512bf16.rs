@@ -152,7 +152,7 @@ pub(super) const KERNELS: Kernels = Kernels {
         tile_row!(tile_pairs, 2, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]),
         tile_row!(tile_pairs, 3, [1, 2, 3, 4, 5, 6, 7, 8]),
     ],
-    whole: None,
+    tiled: None,
     rows_at_once: ROWS_AT_ONCE,
     dots: dot_row!(dot_pairs),
     pairs: Some(PairFns { neighbours: pair_neighbours, rows: pair_rows }),

@@ -91,6 +91,15 @@ pub(super) type TileFn = unsafe fn(&Tile);
 /// The pointers of the tile are good for the rows, and for whole vectors of the panel; the instruction set is available.
 pub(super) type WholeFn = unsafe fn(&Tile, rows: usize, columns: usize);
 
+/// What kernels on tile registers have instead of [`Kernels::tiles`].
+pub(super) struct TileFns {
+    /// The products.
+    pub whole: WholeFn,
+    /// Up to 16 rows of `columns` f32, `stride` apart, as tiles of words of two bf16: the operand A. The last tile is
+    /// filled up with zeros.
+    pub from_rows: unsafe fn(first: *const f32, stride: usize, shape: (usize, usize), to: *mut f32),
+}
+
 /// [`Kernels::rows_at_once`] of kernels with tiles of 8 and 12 rows.
 pub(super) const ROWS_AT_ONCE: usize = 24;
 
@@ -222,7 +231,7 @@ pub(super) struct Kernels {
     /// Kernels by vectors - 1, then by rows - 1.
     pub tiles: &'static [&'static [TileFn]],
     /// All rows of a panel at once, on tile registers: then the rows of A lie as tiles.
-    pub whole: Option<WholeFn>,
+    pub tiled: Option<TileFns>,
     /// Rows multiplied between two fetches for the next panel: whole tiles of every height that the kernels prefer.
     pub rows_at_once: usize,
     /// Dot products by rows - 1.
@@ -269,9 +278,9 @@ impl Kernels {
     /// # Safety
     /// The pointers of the tile are good for all rows, and B for whole vectors; the instruction set is available.
     pub unsafe fn run(&self, mut tile: Tile, rows: usize, columns: usize) {
-        if let Some(whole) = self.whole {
+        if let Some(tiled) = &self.tiled {
             // SAFETY: passed on.
-            return unsafe { whole(&tile, rows, columns) };
+            return unsafe { (tiled.whole)(&tile, rows, columns) };
         }
         let vectors = columns.div_ceil(self.width);
         let kernels = self.tiles[vectors - 1];
@@ -292,7 +301,7 @@ impl Kernels {
 
     /// Whether the rows of A lie as tiles.
     pub fn is_tiled(&self) -> bool {
-        self.whole.is_some()
+        self.tiled.is_some()
     }
 
     /// Columns of the widest panel.

@@ -158,18 +158,22 @@ impl Left<'_> {
             for first in range.clone().step_by(step) {
                 self.transpose(kernels, first..range.end.min(first + step), to, stride);
             }
+        } else if let Some(tiled) = &kernels.tiled {
+            for first in range.clone().step_by(TILE) {
+                let shape = (TILE.min(range.end - first), self.matrix.cols);
+                // SAFETY: the kernels are of this machine's path; the words of all rows were taken, and each row belongs to
+                // one job.
+                unsafe {
+                    let to = to.get().add(place(kernels, first, stride));
+                    (tiled.from_rows)(self.matrix.row(first).as_ptr(), self.matrix.stride, shape, to);
+                }
+            }
         } else {
             let words = self.depth().div_ceil(kernels.per_word());
             for row in range {
-                let (piece, step) = if kernels.is_tiled() { (TILE, TILE * TILE) } else { (words.max(1), 0) };
-                let values = self.matrix.row(row).chunks(piece * kernels.per_word());
-                for (index, values) in values.enumerate() {
-                    let place = place(kernels, row, stride) + index * step;
-                    let words = values.len().div_ceil(kernels.per_word());
-                    // SAFETY: the words of all rows were taken, and each row belongs to one job.
-                    let to = unsafe { std::slice::from_raw_parts_mut(to.get().add(place), words) };
-                    self.convert(kernels, values, to);
-                }
+                // SAFETY: the words of all rows were taken, and each row belongs to one job.
+                let to = unsafe { std::slice::from_raw_parts_mut(to.get().add(place(kernels, row, stride)), words) };
+                self.convert(kernels, self.matrix.row(row), to);
             }
         }
     }

@@ -8,6 +8,9 @@ use super::WeightRef;
 use crate::device::{Compute, CpuPath};
 use std::arch::x86_64::*;
 
+/// How many rows ahead of packing them they are asked for.
+const AHEAD: usize = 16;
+
 /// A storage format.
 trait Element {
     /// One stored value.
@@ -108,6 +111,11 @@ unsafe fn rows_as_depth<E: Element, const PAIRS: bool>(piece: &Piece<E::Raw>) {
             let to = piece.to.add(depth * piece.to_stride);
             for column in (0..piece.columns).step_by(16) {
                 let mask = first_lanes(piece.columns - column);
+                for ahead in 0..per_word {
+                    // A panel is a short piece of each row: nothing else asks for the next ones.
+                    let from = row.wrapping_add((AHEAD + ahead) * piece.from_stride + column);
+                    _mm_prefetch::<_MM_HINT_T0>(from.cast());
+                }
                 if PAIRS {
                     let odd_mask = if 2 * depth + 1 < piece.rows { mask } else { 0 };
                     let odd = row.wrapping_add(piece.from_stride + column);

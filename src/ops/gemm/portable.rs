@@ -82,7 +82,7 @@ pub(super) unsafe fn transpose(rows: &[*const f32], words: usize, to: *mut f32, 
 pub(super) static F32: Kernels = Kernels {
     width: 4,
     tiles: &[tile_row!(tile_f32, 1, [1, 2, 3, 4]), tile_row!(tile_f32, 2, [1, 2, 3, 4])],
-    whole: None,
+    tiled: None,
     rows_at_once: ROWS_AT_ONCE,
     dots: dot_row!(dot_f32),
     pairs: None,
