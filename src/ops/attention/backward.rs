@@ -5,13 +5,13 @@
 //! then added in order. How a unit is cut depends on the shape and the segments only, so the sums have one order
 //! whatever the number of threads. dq of a block belongs to one piece.
 
-use super::block::row_words;
 use super::pairs::{interleaved, neighbours, Arithmetic, Source};
 use super::parallel::{in_order, scratch};
 use super::product::{product, Before, Left, Right, Size, Target, PADDING};
 use super::rows::{pack_transposed, Lanes, Rows, Shared};
 use super::softmax::{softmax_gradient, LaneGradient};
 use super::visible::Limits;
+use super::words::{convert, Form, HeadWords};
 use super::{check_segments, gaps, AttentionShape, Inputs, BLOCK};
 use crate::device::{cpu_path, Compute};
 use crate::ops::profile;
@@ -94,6 +94,9 @@ pub(super) fn backward_on(with: Arithmetic, problem: Problem<'_>, arena: &Arena,
         grads.dv[gap.start * kv_width..gap.end * kv_width].fill(0.0);
     }
     let units = units(shape, segments);
+    let Inputs { k, v, .. } = problem.saved.inputs;
+    let tensors = [(k, Form::Neighbours), (v, Form::Neighbours), (k, Form::Interleaved)];
+    let words = with.is_pairs().then(|| convert(shape, segments, tensors));
     let mut order: Vec<(usize, usize)> =
         (0..units.len()).flat_map(|unit| (0..units[unit].pieces.len()).map(move |piece| (unit, piece))).collect();
     order.sort_by_key(|&(unit, piece)| std::cmp::Reverse(units[unit].work(&units[unit].pieces[piece])));
@@ -101,7 +104,8 @@ pub(super) fn backward_on(with: Arithmetic, problem: Problem<'_>, arena: &Arena,
     in_order(order.len(), |task| {
         let (unit, piece) = order[task];
         let unit = &units[unit];
-        let sums = Piece::new(with, &problem, unit, arena).run(unit.pieces[piece].clone(), &outputs.dq);
+        let sums =
+            Piece::new(with, &problem, (unit, words.as_ref()), arena).run(unit.pieces[piece].clone(), &outputs.dq);
         if unit.pieces.len() == 1 {
             add_up(shape, unit, 0..unit.segment.len(), &[&sums], &outputs);
         } else {
@@ -238,6 +242,8 @@ struct Piece<'a> {
     unit: &'a Unit,
     keys: Rows<'a>,
     values: Rows<'a>,
+    /// Neighbours of a key and of a value, two keys.
+    key_value_words: Option<[(&'a [f32], usize); 3]>,
     padded: usize,
     sums: Sums,
     tiles: Tiles,
@@ -261,21 +267,12 @@ struct Tiles {
 
 /// Tiles of words of two bf16.
 struct Words {
-    /// Words of a row of `head_dim` values.
-    row: usize,
     /// `[head_dim / 2, BLOCK]`: neighbours of a query, scaled, and of an output gradient.
     queries_transposed: Matrix,
     dout_transposed: Matrix,
     /// `[BLOCK / 2, padded]`: two queries, two output gradients.
     queries: Matrix,
     dout: Matrix,
-    /// `[length / 2, padded]`: two keys.
-    keys: Matrix,
-    /// `[length, row]`: neighbours of a key, of a value.
-    key_rows: Matrix,
-    value_rows: Matrix,
-    /// Keys and values that are words already: all queries of a piece share them.
-    converted: usize,
     /// `[BLOCK, BLOCK / 2]`: two queries.
     scores: Matrix,
     gradients: Matrix,
@@ -284,21 +281,15 @@ struct Words {
 }
 
 impl Words {
-    /// For a segment of `length` rows.
-    fn new(head_dim: usize, padded: usize, length: usize) -> Words {
-        let (arena, row) = (scratch(), row_words(head_dim));
+    fn new(head_dim: usize, padded: usize) -> Words {
+        let arena = scratch();
         let pairs = || arena.matrix(BLOCK / 2, padded);
         let (transposed, half) = (|| arena.matrix(head_dim.div_ceil(2), BLOCK), || arena.matrix(BLOCK, BLOCK / 2));
         Words {
-            row,
             queries_transposed: transposed(),
             dout_transposed: transposed(),
             queries: pairs(),
             dout: pairs(),
-            keys: arena.matrix(length.div_ceil(2), padded),
-            key_rows: arena.matrix(length, row),
-            value_rows: arena.matrix(length, row),
-            converted: 0,
             scores: half(),
             gradients: half(),
             gradients_of_keys: arena.matrix(BLOCK / 2, BLOCK),
@@ -307,7 +298,7 @@ impl Words {
 }
 
 impl Tiles {
-    fn new(with: Arithmetic, head_dim: usize, padded: usize, length: usize) -> Tiles {
+    fn new(with: Arithmetic, head_dim: usize, padded: usize) -> Tiles {
         let arena = scratch();
         Tiles {
             queries_transposed: arena.matrix(head_dim, BLOCK),
@@ -318,7 +309,7 @@ impl Tiles {
             dq: arena.matrix(BLOCK, padded),
             scores: arena.matrix(BLOCK, BLOCK),
             gradients: arena.matrix(BLOCK, BLOCK),
-            words: with.is_pairs().then(|| Words::new(head_dim, padded, length)),
+            words: with.is_pairs().then(|| Words::new(head_dim, padded)),
         }
     }
 }
@@ -335,7 +326,12 @@ struct QueryBlock {
 }
 
 impl<'a> Piece<'a> {
-    fn new(with: Arithmetic, problem: &'a Problem<'a>, unit: &'a Unit, arena: &Arena) -> Piece<'a> {
+    fn new(
+        with: Arithmetic,
+        problem: &'a Problem<'a>,
+        (unit, words): (&'a Unit, Option<&'a [HeadWords; 3]>),
+        arena: &Arena,
+    ) -> Piece<'a> {
         let shape = problem.shape;
         let head_dim = shape.head_dim;
         let padded = head_dim.next_multiple_of(PADDING);
@@ -348,9 +344,11 @@ impl<'a> Piece<'a> {
             unit,
             keys: view(problem.saved.inputs.k),
             values: view(problem.saved.inputs.v),
+            key_value_words: words
+                .map(|words| words.each_ref().map(|words| (words.of(unit.kv_head, &unit.segment), words.width))),
             padded,
             sums: Sums { dk: arena.matrix(length, padded), dv: arena.matrix(length, padded), rows: 0 },
-            tiles: Tiles::new(with, head_dim, padded, length),
+            tiles: Tiles::new(with, head_dim, padded),
         }
     }
 
@@ -416,21 +414,17 @@ impl<'a> Piece<'a> {
 
     /// The tile of `count` keys from `first` on: adds its part to dq of the block and to dk and dv of the piece.
     fn tile(&mut self, block: &QueryBlock, first: usize, count: usize) {
-        self.convert(first, count);
         self.scores(block, first, count);
         let tile = block.limits.tile(first, count);
         let (with, padded, lanes, width) = (self.with, self.padded, block.queries.len(), tile.width);
         let Tiles { scores, gradients, words, queries, dout, keys, dq, .. } = &mut self.tiles;
         softmax_gradient(with.path, tile, &mut scores[..count * width], &mut gradients[..count * width], &block.lanes);
+        let key_operand = match self.key_value_words {
+            Some([_, _, (words, row)]) => Right { data: &words[first / 2 * row..], row },
+            None => self.keys.right(first, count, keys),
+        };
         let operands = match words {
-            None => Operands {
-                scores,
-                gradients,
-                gradients_of_keys: gradients,
-                queries,
-                dout,
-                keys: self.keys.right(first, count, keys),
-            },
+            None => Operands { scores, gradients, gradients_of_keys: gradients, queries, dout, keys: key_operand },
             Some(words) => {
                 let rows = |data| Source { data, rows: count, length: width, stride: width };
                 neighbours(rows(scores), width / 2, &mut words.scores);
@@ -442,7 +436,7 @@ impl<'a> Piece<'a> {
                     gradients_of_keys: &words.gradients_of_keys,
                     queries: &words.queries,
                     dout: &words.dout,
-                    keys: Right { data: &words.keys[first / 2 * padded..], row: padded },
+                    keys: key_operand,
                 }
             }
         };
@@ -471,29 +465,21 @@ impl<'a> Piece<'a> {
         }
     }
 
-    /// Makes words of the keys and values of a tile unless an item before has. Items go over the keys from the first on.
-    fn convert(&mut self, first: usize, count: usize) {
-        let Some(words) = self.tiles.words.as_mut().filter(|words| words.converted < first + count) else { return };
-        let (keys, values) = (self.keys.source(first, count), self.values.source(first, count));
-        neighbours(keys, words.row, &mut words.key_rows[first * words.row..]);
-        neighbours(values, words.row, &mut words.value_rows[first * words.row..]);
-        interleaved(keys, self.padded, &mut words.keys[first / 2 * self.padded..]);
-        words.converted = first + count;
-    }
-
     /// Fills the tiles of scores and of do·v.
     fn scores(&mut self, block: &QueryBlock, first: usize, count: usize) {
         let tile = block.limits.tile(first, count);
         let (with, width) = (self.with, tile.width);
         let Tiles { scores, gradients, words, queries_transposed, dout_transposed, .. } = &mut self.tiles;
-        let (keys, values, queries, dout): (Left<'_>, Left<'_>, &[f32], &[f32]) = match words {
-            None => (self.keys.left(first), self.values.left(first), queries_transposed, dout_transposed),
-            Some(words) => {
-                let start = first * words.row;
-                let left = |data| Left { data, row: words.row, step: 1 };
-                let (keys, values) = (left(&words.key_rows[start..]), left(&words.value_rows[start..]));
-                (keys, values, &words.queries_transposed, &words.dout_transposed)
+        let (keys, values) = match self.key_value_words {
+            None => (self.keys.left(first), self.values.left(first)),
+            Some([keys, values, _]) => {
+                let left = |(words, row): (&'a [f32], usize)| Left { data: &words[first * row..], row, step: 1 };
+                (left(keys), left(values))
             }
+        };
+        let (queries, dout): (&[f32], &[f32]) = match words {
+            None => (queries_transposed, dout_transposed),
+            Some(words) => (&words.queries_transposed, &words.dout_transposed),
         };
         let depth = self.problem.shape.head_dim.div_ceil(with.per_word);
         for (strip, lane) in tile.strips() {

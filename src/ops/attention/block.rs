@@ -1,6 +1,6 @@
 //! A block of queries on its way over the keys: the inner loop of forward and of decoding.
 
-use super::pairs::{interleaved, neighbours, Arithmetic, Source};
+use super::pairs::{interleaved, Arithmetic, Source};
 use super::parallel::scratch;
 use super::product::{product, Before, Left, Right, Size, Target, PADDING};
 use super::rows::{pack_transposed, Lanes, Rows};
@@ -28,19 +28,17 @@ pub(super) struct BlockState {
     /// `[lanes, padded]`, to be divided by the running sum.
     pub outputs: Matrix,
     pub running: Running,
-    words: Option<Words>,
+    /// `[BLOCK / 2, width]`: words of two keys' weights.
+    weights: Option<Matrix>,
 }
 
-/// Tiles of words of two bf16.
-struct Words {
-    /// Words of a row of keys.
-    key_width: usize,
-    /// `[BLOCK, key_width]`: neighbours of a key.
-    keys: Matrix,
-    /// `[BLOCK / 2, width]`: two keys' weights.
-    weights: Matrix,
-    /// `[BLOCK / 2, padded]`: two keys' values.
-    values: Matrix,
+/// What a block goes over.
+#[derive(Clone, Copy)]
+pub(super) enum KeysValues<'a> {
+    /// As they are.
+    Rows(Rows<'a>, Rows<'a>),
+    /// Keys in rows of [`row_words`] words, values in rows of `padded` words of two.
+    Words(&'a [f32], &'a [f32]),
 }
 
 /// Words of a row of `head_dim` values.
@@ -63,12 +61,7 @@ impl BlockState {
             values: arena.matrix(BLOCK, padded),
             outputs: arena.zeros(lanes, padded),
             running: Running::new(),
-            words: arithmetic.is_pairs().then(|| Words {
-                key_width: row_words(head_dim),
-                keys: arena.matrix(BLOCK, row_words(head_dim)),
-                weights: arena.matrix(BLOCK / 2, width),
-                values: arena.matrix(BLOCK / 2, padded),
-            }),
+            weights: arithmetic.is_pairs().then(|| arena.matrix(BLOCK / 2, width)),
         }
     }
 
@@ -84,18 +77,19 @@ impl BlockState {
         interleaved(rows, width, &mut self.queries);
     }
 
-    /// Goes over a range of keys, of which each lane sees those below its limit.
-    pub fn attend(&mut self, (keys, values): (Rows, Rows), range: Range<usize>, limits: &Limits) {
+    /// Goes over a range of keys, of which each lane sees those below its limit. They are words where the arithmetic is
+    /// that of pairs; then the range starts at an even row.
+    pub fn attend(&mut self, keys_values: KeysValues<'_>, range: Range<usize>, limits: &Limits) {
         let (width, padded, arithmetic) = (self.width, self.padded, self.arithmetic);
         for first in range.clone().step_by(BLOCK) {
             let tile = limits.tile(first, BLOCK.min(range.end - first));
             let scores = &mut self.scores[..tile.count * width];
-            let left = match &mut self.words {
-                Some(words) => {
-                    neighbours(keys.source(first, tile.count), words.key_width, &mut words.keys);
-                    Left { data: &words.keys, row: words.key_width, step: 1 }
+            let left = match keys_values {
+                KeysValues::Rows(keys, _) => keys.left(first),
+                KeysValues::Words(keys, _) => {
+                    let row = row_words(self.head_dim);
+                    Left { data: &keys[first * row..], row, step: 1 }
                 }
-                None => keys.left(first),
             };
             for (strip, lane) in tile.strips() {
                 let depth = self.head_dim.div_ceil(arithmetic.per_word);
@@ -106,14 +100,17 @@ impl BlockState {
                 product(arithmetic, size, left.skip_rows(strip.start), right, target);
             }
             online_softmax(arithmetic.path, tile, scores, &mut self.running);
-            let (weights, right): (&[f32], Right<'_>) = match &mut self.words {
-                Some(words) => {
+            let right = match keys_values {
+                KeysValues::Rows(_, values) => values.right(first, tile.count, &mut self.values),
+                KeysValues::Words(_, values) => Right { data: &values[first / 2 * padded..], row: padded },
+            };
+            let weights: &[f32] = match &mut self.weights {
+                Some(weights) => {
                     let rows = Source { data: scores, rows: tile.count, length: width, stride: width };
-                    interleaved(rows, width, &mut words.weights);
-                    interleaved(values.source(first, tile.count), padded, &mut words.values);
-                    (&words.weights, Right { data: &words.values, row: padded })
+                    interleaved(rows, width, weights);
+                    weights
                 }
-                None => (scores, values.right(first, tile.count, &mut self.values)),
+                None => scores,
             };
             for (lanes, count) in tile.columns(self.lanes) {
                 let size = Size { rows: lanes.len(), columns: padded, depth: count.div_ceil(arithmetic.per_word) };

@@ -3,7 +3,7 @@
 //! [`cached_forward`] takes any number of new rows and shares the work out itself; [`RowAttention`] takes one, in parts
 //! that the caller's threads take.
 
-use super::block::BlockState;
+use super::block::{BlockState, KeysValues};
 use super::pairs::Arithmetic;
 use super::parallel::in_order;
 use super::product::PADDING;
@@ -163,7 +163,7 @@ impl RowAttention {
         let starts: Vec<usize> = (0..state.lanes).map(|lane| lane * head_dim).collect();
         state.load_queries(Lanes { data: queries, starts: &starts, head_dim }, self.shape.scale());
         let limits = Limits::new(state.lanes, |_| range.end);
-        state.attend((keys, values), range, &limits);
+        state.attend(KeysValues::Rows(keys, values), range, &limits);
     }
 
     /// The output of a head's queries, `[group * head_dim]`, from the results of its parts in order.
@@ -263,7 +263,7 @@ impl Plan {
             return state;
         }
         state.load_queries(Lanes { data: q, starts, head_dim }, self.shape.scale());
-        state.attend((keys, values), visible, &limits);
+        state.attend(KeysValues::Rows(keys, values), visible, &limits);
         state
     }
 }

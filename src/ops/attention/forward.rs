@@ -1,10 +1,11 @@
 //! Forward: one task per (segment, query head, block of 64 queries).
 
-use super::block::BlockState;
+use super::block::{BlockState, KeysValues};
 use super::pairs::Arithmetic;
 use super::parallel::in_order;
 use super::rows::{Lanes, Rows, Shared};
 use super::visible::Limits;
+use super::words::{convert, Form, HeadWords};
 use super::{check_segments, gaps, AttentionShape, BLOCK};
 use crate::device::{cpu_path, Compute};
 use crate::ops::profile;
@@ -48,8 +49,11 @@ pub(super) fn forward_on(with: Arithmetic, shape: AttentionShape, inputs: Inputs
         lse[gap.start * shape.heads..gap.end * shape.heads].fill(0.0);
     }
     let tasks = tasks(shape, inputs.segments);
+    let words = with
+        .is_pairs()
+        .then(|| convert(shape, inputs.segments, [(inputs.k, Form::Neighbours), (inputs.v, Form::Interleaved)]));
     let (out, lse) = (Shared::new(out), Shared::new(lse));
-    in_order(tasks.len(), |index| run(with, shape, inputs, &tasks[index], (&out, &lse)));
+    in_order(tasks.len(), |index| run(with, shape, (inputs, words.as_ref()), &tasks[index], (&out, &lse)));
 }
 
 /// A block of queries of one head.
@@ -75,7 +79,13 @@ fn tasks(shape: AttentionShape, segments: &[Range<usize>]) -> Vec<Task> {
     tasks
 }
 
-fn run(with: Arithmetic, shape: AttentionShape, inputs: Inputs, task: &Task, outputs: (&Shared, &Shared)) {
+fn run(
+    with: Arithmetic,
+    shape: AttentionShape,
+    (inputs, words): (Inputs, Option<&[HeadWords; 2]>),
+    task: &Task,
+    outputs: (&Shared, &Shared),
+) {
     let Task { segment, head, queries } = task;
     let (head_dim, lanes) = (shape.head_dim, queries.len());
     let first_row = segment.start + queries.start;
@@ -84,9 +94,15 @@ fn run(with: Arithmetic, shape: AttentionShape, inputs: Inputs, task: &Task, out
     let limits = Limits::new(lanes, |lane| queries.start + lane + 1);
     let mut state = BlockState::new(with, head_dim, lanes);
     state.load_queries(Lanes { data: inputs.q, starts, head_dim }, shape.scale());
-    let offset = segment.start * shape.kv_width() + head / shape.group() * head_dim;
-    let view = |data| Rows { data, stride: shape.kv_width(), head_dim };
-    let keys_values = (view(&inputs.k[offset..]), view(&inputs.v[offset..]));
+    let kv_head = head / shape.group();
+    let keys_values = match words {
+        Some([keys, values]) => KeysValues::Words(keys.of(kv_head, segment), values.of(kv_head, segment)),
+        None => {
+            let offset = segment.start * shape.kv_width() + kv_head * head_dim;
+            let view = |data| Rows { data, stride: shape.kv_width(), head_dim };
+            KeysValues::Rows(view(&inputs.k[offset..]), view(&inputs.v[offset..]))
+        }
+    };
     state.attend(keys_values, 0..queries.end, &limits);
     for (lane, &start) in starts.iter().enumerate() {
         // SAFETY: no other task has this head of this row.

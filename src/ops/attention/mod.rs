@@ -36,6 +36,7 @@ mod softmax;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
 mod visible;
+mod words;
 
 #[cfg(test)]
 mod reference;

@@ -4,8 +4,8 @@
 //! packed once for all the A that it is multiplied with. A job is one panel's width of a group (and a range of rows,
 //! where columns alone give too few jobs). It computes all terms in order, so they may add up in the same C, which then
 //! stays in the cache. So a weight is dequantised once a product however many rows there are, and never exists outside
-//! a panel. Where the reduction is very deep, or A large, a job is a few panels, which share the rows of A while they are in
-//! the cache.
+//! a panel. Where the reduction is very deep, or the kernels are fast, a job is a few panels, which share the rows of A while
+//! they are in the cache.
 
 use super::kernel::{Kernels, Tile};
 use super::operand::{prepare, Left, Rows, Target};
@@ -32,14 +32,11 @@ const IN_PLACE_ROWS: usize = 64;
 /// Depth blocks from which on a job takes several panels.
 const DEEP_BLOCKS: usize = 8;
 
-/// Most panels of a job, and of kernels on tile registers, whose speed is that of reading A.
+/// Most panels of a job, and of kernels on tile registers, whose speed is that of reading A and writing C.
 const WIDEST_JOB: usize = 3;
 const WIDEST_TILED_JOB: usize = 4;
 const MOST_PANELS: usize = WIDEST_TILED_JOB;
 const _: () = assert!(WIDEST_JOB <= MOST_PANELS);
-
-/// Words of A from which on it does not stay in the L2 cache beside the panels.
-const LARGE_LEFT: usize = 192 << 10;
 
 /// Values of a result that no cache holds: its lines are asked for before the products that they receive.
 const LARGE_RESULT: usize = 4 << 20;
@@ -175,19 +172,16 @@ pub(super) fn run_groups(kernels: &Kernels, groups: &[Group<'_>]) {
     });
 }
 
-/// Panels that a job of a group does side by side: several where the reduction is so deep, or A so large, that each panel
-/// reads all of A from memory again, as long as every thread still gets jobs to choose from.
+/// Panels that a job of a group does side by side: several where each panel would read all of A from memory again, because
+/// the reduction is so deep or the products so fast, as long as every thread still gets jobs to choose from.
 fn wide(group: &Group<'_>, panels: usize, threads: usize, kernels: &Kernels) -> usize {
-    let per_word = kernels.per_word();
-    let deep = group.terms.iter().any(|term| depth_blocks(term.depth, per_word).count >= DEEP_BLOCKS);
-    let words = |term: &Term<'_>| term.uses.iter().map(|one| one.rows).sum::<usize>() * term.depth / per_word;
-    match (kernels.is_tiled(), deep) {
-        (true, _) if group.terms.iter().any(|term| words(term) > LARGE_LEFT) => {
-            (panels / (4 * threads)).clamp(1, WIDEST_TILED_JOB)
-        }
-        (_, true) => (panels / (2 * threads)).clamp(1, WIDEST_JOB),
-        _ => 1,
-    }
+    let deep = || group.terms.iter().any(|term| depth_blocks(term.depth, kernels.per_word()).count >= DEEP_BLOCKS);
+    let most = match kernels.is_tiled() {
+        true => WIDEST_TILED_JOB,
+        false if deep() => WIDEST_JOB,
+        false => 1,
+    };
+    (panels / (2 * threads)).clamp(1, most)
 }
 
 /// All terms of some panels' width of columns.
@@ -265,7 +259,9 @@ impl Job<'_> {
             }
             let first = rows.start + part.start;
             for Packed { columns, start, stride } in panels {
-                if one.rows * one.stride > LARGE_RESULT && depth.start == 0 {
+                // Tile registers write whole lines faster than caches fetch them.
+                let is_far = self.kernels.is_tiled() || one.rows * one.stride > LARGE_RESULT;
+                if is_far && depth.start == 0 {
                     for row in first..first + part.len() {
                         fetch_to_write(one.target.get().wrapping_add(row * one.stride + columns.start), columns.len());
                     }

@@ -1,0 +1,89 @@
+//! Keys and values of every head as words of two bf16, made once for all the queries that read them.
+//!
+//! Layout: `[kv_heads, T, width]` words. Row i of a segment is the row of its own number; where a word holds two rows, row j
+//! from the segment's first on holds rows 2j and 2j + 1 of the segment, and what lies behind them is unspecified.
+
+use super::block::row_words;
+use super::pairs::{interleaved, neighbours, Source};
+use super::parallel::{in_order, scratch};
+use super::product::PADDING;
+use super::rows::Shared;
+use super::{AttentionShape, BLOCK};
+use crate::ops::Matrix;
+use std::ops::Range;
+
+/// Which values share a word.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Form {
+    /// Two neighbours of a row.
+    Neighbours,
+    /// The same column of two rows.
+    Interleaved,
+}
+
+/// One of k and v.
+pub(super) struct HeadWords {
+    /// Words of a row.
+    pub width: usize,
+    rows: usize,
+    words: Matrix,
+}
+
+impl HeadWords {
+    /// Rows of a head from a segment's first on.
+    pub fn of(&self, kv_head: usize, segment: &Range<usize>) -> &[f32] {
+        let start = (kv_head * self.rows + segment.start) * self.width;
+        &self.words[start..start + segment.len() * self.width]
+    }
+}
+
+/// Converts matrices like `k`, each to its form.
+pub(super) fn convert<const N: usize>(
+    shape: AttentionShape,
+    segments: &[Range<usize>],
+    tensors: [(&[f32], Form); N],
+) -> [HeadWords; N] {
+    let mut converted = tensors.map(|(data, form)| {
+        let (rows, width) = (data.len() / shape.kv_width(), form.width(shape.head_dim));
+        HeadWords { width, rows, words: scratch().matrix(shape.kv_heads * rows, width) }
+    });
+    let shared = converted.each_mut().map(|words| (words.width, words.rows, Shared::new(&mut words.words)));
+    let blocks = segments.iter().flat_map(|segment| {
+        (0..segment.len()).step_by(BLOCK).map(move |first| (segment.start, first..segment.len().min(first + BLOCK)))
+    });
+    let blocks: Vec<(usize, Range<usize>)> = blocks.collect();
+    in_order(blocks.len() * shape.kv_heads, |task| {
+        let ((start, rows), kv_head) = (&blocks[task / shape.kv_heads], task % shape.kv_heads);
+        for ((data, form), (width, all_rows, to)) in tensors.iter().zip(&shared) {
+            let offset = (start + rows.start) * shape.kv_width() + kv_head * shape.head_dim;
+            let source =
+                Source { data: &data[offset..], rows: rows.len(), length: shape.head_dim, stride: shape.kv_width() };
+            let (first, count) = (rows.start / form.rows(), rows.len().div_ceil(form.rows()));
+            // SAFETY: blocks start at even rows, so no other task has these rows of words.
+            let to = unsafe { to.slice((kv_head * all_rows + start + first) * width, count * width) };
+            match form {
+                Form::Neighbours => neighbours(source, *width, to),
+                Form::Interleaved => interleaved(source, *width, to),
+            }
+        }
+    });
+    converted
+}
+
+impl Form {
+    /// Words of a row.
+    fn width(self, head_dim: usize) -> usize {
+        match self {
+            Form::Neighbours => row_words(head_dim),
+            Form::Interleaved => head_dim.next_multiple_of(PADDING),
+        }
+    }
+
+    /// Rows in a word.
+    fn rows(self) -> usize {
+        match self {
+            Form::Neighbours => 1,
+            Form::Interleaved => 2,
+        }
+    }
+}
