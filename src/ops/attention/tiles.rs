@@ -1,7 +1,7 @@
 //! The products of words of two bf16 on AMX's tile registers, up to 32 rows and columns at a time.
 //!
-//! A left operand whose words do not lie along its rows is transposed first. What the result had before is scaled and
-//! added to at the end, in registers.
+//! A left operand whose words do not lie along its rows is transposed first. Sums go on from what the result had before;
+//! where that is to be scaled, it is added at the end, in registers.
 
 use super::product::{Before, Left, Product, Size};
 use crate::ops::gemm::tiles::{blocks, transpose, Destination, Words, SUMS};
@@ -58,37 +58,32 @@ unsafe fn run(product: Product<'_>, a: *const f32, a_row: usize) {
             let b_start = b.data.as_ptr().add(column);
             let words = Words { a, a_row, a_step: 16, a_rows: 16 * a_row, b: b_start, b_depth: b.row, depth };
             let to = c.data.as_mut_ptr().add(column);
-            let add = |first: usize, sums: &[f32]| put(to.add(first * c.row), (c.row, count), (c.before, first), sums);
             let to = match c.before {
-                Before::Drop => Destination::Memory(to, c.row),
-                _ => Destination::Function(add),
+                Before::Drop => Destination::Memory { to, row: c.row, accumulate: false },
+                Before::Keep => Destination::Memory { to, row: c.row, accumulate: true },
+                Before::Scale(factors) => Destination::Function(|first: usize, sums: &[f32]| {
+                    scale_and_add(to.add(first * c.row), (c.row, count), &factors[first..], sums);
+                }),
             };
             blocks(words, (rows, count), to);
         }
     }
 }
 
-/// Rows of sums to what was there before.
+/// Adds rows of sums to what was there before, each row times its factor.
 ///
 /// # Safety
 /// The rows have so many columns, whole registers; AVX-512 is available.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-unsafe fn put(to: *mut f32, (stride, columns): (usize, usize), (before, first): (Before<'_>, usize), sums: &[f32]) {
-    for (row, sums) in sums.chunks_exact(SUMS).enumerate() {
+unsafe fn scale_and_add(to: *mut f32, (stride, columns): (usize, usize), factors: &[f32], sums: &[f32]) {
+    for (row, (sums, &factor)) in sums.chunks_exact(SUMS).zip(factors).enumerate() {
         for column in (0..columns).step_by(16) {
             // SAFETY: by contract; a row of sums has as many columns.
             unsafe {
                 let to = to.add(row * stride + column);
                 let sum = _mm512_loadu_ps(sums[column..].as_ptr());
-                let sum = match before {
-                    Before::Drop => sum,
-                    Before::Keep => _mm512_add_ps(sum, _mm512_loadu_ps(to)),
-                    Before::Scale(factors) => {
-                        _mm512_fmadd_ps(_mm512_set1_ps(factors[first + row]), _mm512_loadu_ps(to), sum)
-                    }
-                };
-                _mm512_storeu_ps(to, sum);
+                _mm512_storeu_ps(to, _mm512_fmadd_ps(_mm512_set1_ps(factor), _mm512_loadu_ps(to), sum));
             }
         }
     }

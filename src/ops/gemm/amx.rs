@@ -4,8 +4,9 @@
 //! A lie as tiles too. 32 rows by 32 columns of C are held in four tiles.
 //!
 //! Invariant: an element of C is one chain over the depth: for each 32 of it, the even products and the odd ones are
-//! summed, each in their order, and both sums are added to C's. The cutting into tiles never changes a bit. Subnormal
-//! operands and results count as zero, whatever the thread's rounding mode is.
+//! summed, each in their order, and both sums are added to C's. Where a product is added to C unscaled, in whole tiles of
+//! columns, the chain begins with what was there, otherwise with zero. The cutting of rows never changes a bit, and that of
+//! columns follows from the shape. Subnormal operands and results count as zero, whatever the thread's rounding mode is.
 //!
 //! Reference: Intel's Architecture Instruction Set Extensions, chapter 3. The compiler neither knows nor touches the
 //! tiles, so they keep their contents from one block of assembly to the next.
@@ -217,8 +218,8 @@ pub(in crate::ops) struct Words {
 
 /// Where sums go.
 pub(in crate::ops) enum Destination<F> {
-    /// To memory as they are: whole tiles of columns, rows so many words apart.
-    Memory(*mut f32, usize),
+    /// To memory as they are, or on top of what is there: whole tiles of columns, rows so many words apart.
+    Memory { to: *mut f32, row: usize, accumulate: bool },
     /// To a function: the first of up to 32 rows, and these rows, of [`SUMS`] columns each.
     Function(F),
 }
@@ -256,6 +257,9 @@ pub(in crate::ops) unsafe fn blocks(
         // SAFETY: the shapes are those of the block; rows, depths and columns are the caller's.
         unsafe {
             Shapes::load(upper, lower, if steps > 0 { SIDE } else { rest });
+            if let Destination::Memory { to, row, accumulate: true } = to {
+                block.restore(to.add(first * row), row * size_of::<f32>());
+            }
             if steps > 0 {
                 block.multiply(0, steps);
             }
@@ -268,9 +272,7 @@ pub(in crate::ops) unsafe fn blocks(
                 block.multiply(steps * SIDE, 1);
             }
             match &mut to {
-                Destination::Memory(to, stride) => {
-                    block.store(to.add(first * *stride), *stride * size_of::<f32>());
-                }
+                Destination::Memory { to, row, .. } => block.store(to.add(first * *row), *row * size_of::<f32>()),
                 Destination::Function(finish) => {
                     if !block.right {
                         // The right half of each row, so that all of it is something.
@@ -303,8 +305,11 @@ unsafe fn rows_of_panel(tile: &Tile, rows: usize, columns: usize) {
         // SAFETY: passed on.
         unsafe { put(tile, first, columns, sums) };
     };
-    let as_they_are = tile.alpha == 1.0 && !tile.accumulate && columns.is_multiple_of(SIDE);
-    let to = if as_they_are { Destination::Memory(tile.c, tile.c_row) } else { Destination::Function(finish) };
+    let as_they_are = tile.alpha == 1.0 && columns.is_multiple_of(SIDE);
+    let to = match as_they_are {
+        true => Destination::Memory { to: tile.c, row: tile.c_row, accumulate: tile.accumulate },
+        false => Destination::Function(finish),
+    };
     // SAFETY: passed on.
     unsafe { blocks(words, (rows, columns), to) };
 }
