@@ -3,6 +3,7 @@
 //! The kernel path is detected once; `LLAMANTINO_CPU=portable|neon|avx2|avx512|avx512bf16|amx` caps it (tests run every
 //! path this way). A path that the machine lacks is refused, never emulated silently.
 
+#[cfg(target_arch = "x86_64")]
 mod amx;
 pub mod choice;
 pub mod cuda;

@@ -8,16 +8,16 @@
 
 /// Asks the processor and the system, the first time it is called.
 pub(super) fn is_usable() -> bool {
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    #[cfg(target_os = "linux")]
     {
         static USABLE: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
-        return *USABLE.get_or_init(|| linux::has_tiles() && linux::permitted());
+        *USABLE.get_or_init(|| linux::has_tiles() && linux::permitted())
     }
-    #[allow(unreachable_code)] // Every other machine.
+    #[cfg(not(target_os = "linux"))]
     false
 }
 
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[cfg(target_os = "linux")]
 mod linux {
     use std::arch::x86_64::{__cpuid, __cpuid_count};
 
