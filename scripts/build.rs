@@ -39,6 +39,18 @@ fn main() {
         table += &format!("    ({:?}, include_bytes!({:?})),\n", source.display().to_string(), binary);
     }
     fs::write(out.join("kernels.rs"), table + "]").expect("a writable OUT_DIR");
+    fs::write(out.join("cuda_version.rs"), cuda_version().to_string()).expect("a writable OUT_DIR");
+}
+
+/// nvcc's CUDA version as drivers number theirs: `release 13.0, V13.0.88` is 13000.
+fn cuda_version() -> u32 {
+    let output = Command::new(nvcc()).arg("--version").output().expect("nvcc's version");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let release = text.split("release ").nth(1).and_then(|rest| rest.split(',').next());
+    let numbers = release.and_then(|release| release.split_once('.'));
+    let version = numbers.and_then(|(major, minor)| Some((major.parse::<u32>().ok()?, minor.parse::<u32>().ok()?)));
+    let (major, minor) = version.unwrap_or_else(|| panic!("nvcc --version names no release:\n{text}"));
+    1000 * major + 10 * minor
 }
 
 fn find_sources(folder: &Path, found: &mut Vec<PathBuf>) {

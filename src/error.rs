@@ -45,6 +45,11 @@ impl Error {
         Error { kind: ErrorKind::Interrupted, message: message.into(), hint: None, source: None }
     }
 
+    /// There is no memory left for something, where more than this message is to be said of it.
+    pub fn out_of_memory(message: impl Into<String>) -> Self {
+        Error { source: Some(std::io::ErrorKind::OutOfMemory.into()), ..Error::failed(message) }
+    }
+
     /// A file cannot be used: `path: what`.
     pub fn file(path: &Path, what: impl fmt::Display) -> Self {
         Error::failed(format!("{}: {what}", path.display()))
@@ -79,6 +84,11 @@ impl Error {
     pub fn with_place(mut self, temporary: &Path, place: &Path) -> Self {
         self.message = self.message.replace(&*temporary.to_string_lossy(), &place.to_string_lossy());
         self
+    }
+
+    /// Whether memory ran out.
+    pub fn is_out_of_memory(&self) -> bool {
+        self.source.as_ref().is_some_and(|source| source.kind() == std::io::ErrorKind::OutOfMemory)
     }
 
     /// What decides the exit code.

@@ -1,13 +1,11 @@
 //! What `doctor` says of GPUs: NVIDIA's files, what the driver answers where this build can ask it, and who computes.
 
 use super::{Item, State};
+use crate::device::cuda::requirements::{check, version, Found, OLDEST_CARD};
 use crate::device::machine::Nvidia;
 use crate::error::Error;
 use crate::train::memory::shown;
 use std::path::PathBuf;
-
-/// Compute capability from which on there are kernels: bf16 tensor cores.
-const OLDEST: (i32, i32) = (8, 0);
 
 /// What the CUDA driver answered.
 #[derive(Debug)]
@@ -17,26 +15,13 @@ pub enum Answer {
     /// There is no driver, or none that starts.
     Refused(Error),
     /// It works.
-    Works {
-        /// CUDA version that it speaks, such as 13000.
-        version: i32,
-        /// Each GPU's name, compute capability and bytes of memory.
-        cards: Vec<(String, (i32, i32), usize)>,
-        /// Whether cuBLAS can be opened.
-        cublas: bool,
-    },
+    Works(Found),
 }
 
 /// Asks the driver.
 #[cfg(feature = "cuda")]
 pub fn ask() -> Answer {
-    use crate::device::cuda::{probe, Found};
-    match probe() {
-        Ok(Found { devices, driver_version, cublas }) => {
-            Answer::Works { version: driver_version, cards: devices, cublas }
-        }
-        Err(error) => Answer::Refused(error),
-    }
+    crate::device::cuda::probe().map_or_else(Answer::Refused, Answer::Works)
 }
 
 /// Asks nobody.
@@ -49,7 +34,7 @@ pub fn ask() -> Answer {
 pub(super) fn build(answer: &Answer) -> &'static str {
     match answer {
         Answer::NotBuilt => "without CUDA",
-        Answer::Refused(_) | Answer::Works { .. } => "with CUDA",
+        Answer::Refused(_) | Answer::Works(_) => "with CUDA",
     }
 }
 
@@ -70,9 +55,13 @@ pub(super) fn items(files: &Nvidia, answer: &Answer) -> Vec<Item> {
                 None => item,
             });
         }
-        Answer::Works { version, cards, cublas } => {
-            let speaks = format!("CUDA {}.{}, {} GPUs", version / 1000, version % 1000 / 10, cards.len());
-            items.push(Item::new("CUDA driver", State::Fine, speaks));
+        Answer::Works(Found { cards, driver, kernels, cublas }) => {
+            let speaks = format!("CUDA {}, {} GPUs", version(*driver), cards.len());
+            items.push(match driver / 1000 < kernels / 1000 {
+                false => Item::new("CUDA driver", State::Fine, speaks),
+                true => Item::new("CUDA driver", State::Note, speaks)
+                    .hint(format!("the kernels were built with CUDA {}: install a newer driver", version(*kernels))),
+            });
             items.extend(cards.iter().map(card));
             items.push(match cublas {
                 true => Item::new("cuBLAS", State::Fine, "can be opened"),
@@ -86,15 +75,16 @@ pub(super) fn items(files: &Nvidia, answer: &Answer) -> Vec<Item> {
 }
 
 /// What `--device auto` comes to: it takes the first GPU or none.
-fn in_use(answer: &Answer) -> &'static str {
-    match answer {
-        Answer::NotBuilt => "no: this program was built without CUDA; the CPU does all work",
-        Answer::Refused(_) => "no: the driver does not answer; the CPU does all work",
-        Answer::Works { cards, cublas: true, .. } if cards.first().is_some_and(|card| card.1 >= OLDEST) => {
-            "yes, the first one, by commands that take --device"
-        }
-        Answer::Works { .. } => "no: the first GPU or its libraries do not do; the CPU does all work",
-    }
+fn in_use(answer: &Answer) -> String {
+    let reason = match answer {
+        Answer::NotBuilt => "this program was built without CUDA".into(),
+        Answer::Refused(_) => "the driver does not answer".into(),
+        Answer::Works(found) => match check(found, 0) {
+            Ok(()) => return "yes, the first one, by commands that take --device".into(),
+            Err(error) => error.to_string(),
+        },
+    };
+    format!("no: {reason}; the CPU does all work")
 }
 
 fn module(files: &Nvidia) -> Item {
@@ -115,10 +105,10 @@ fn library(name: &'static str, path: &Option<PathBuf>) -> Item {
 fn card((name, capability, memory): &(String, (i32, i32), usize)) -> Item {
     let (major, minor) = capability;
     let found = format!("{name}, compute capability {major}.{minor}, {}", shown(*memory as u64));
-    match *capability >= OLDEST {
+    match *capability >= OLDEST_CARD {
         true => Item::new("GPU", State::Fine, found),
         false => Item::new("GPU", State::Note, found)
-            .hint(format!("the kernels need {}.{} (bf16 tensor cores) or newer", OLDEST.0, OLDEST.1)),
+            .hint(format!("the kernels need {}.{} (bf16 tensor cores) or newer", OLDEST_CARD.0, OLDEST_CARD.1)),
     }
 }
 
@@ -148,15 +138,19 @@ mod tests {
     #[test]
     fn cards_that_are_too_old_and_a_missing_library_are_named() {
         let cards = vec![("NVIDIA H100".to_string(), (9, 0), 80 << 30), ("Tesla T4".to_string(), (7, 5), 15 << 30)];
-        let all = text(&Nvidia::default(), &Answer::Works { version: 13010, cards, cublas: false });
+        let found = Found { cards, driver: 13010, kernels: 13000, cublas: false };
+        let all = text(&Nvidia::default(), &Answer::Works(found.clone()));
         assert!(all.contains("CUDA 13.1, 2 GPUs") && all.contains("ok GPU"), "{all}");
         assert!(all.contains("NVIDIA H100, compute capability 9.0, 80.00 GiB"), "{all}");
         assert!(all.contains("-- GPU                Tesla T4") && all.contains("need 8.0"), "{all}");
         assert!(all.contains("cannot be opened (libcublas.so.13 or .12)"), "{all}");
-        assert!(all.contains("no: the first GPU or its libraries"), "{all}");
-        let cards = vec![("NVIDIA H100".to_string(), (9, 0), 80 << 30)];
-        let all = text(&Nvidia::default(), &Answer::Works { version: 13010, cards, cublas: true });
+        assert!(all.contains("no: cuBLAS cannot be opened"), "{all}");
+        let whole = Found { cublas: true, ..found.clone() };
+        let all = text(&Nvidia::default(), &Answer::Works(whole.clone()));
         assert!(all.contains("yes, the first one, by commands"), "{all}");
+        let all = text(&Nvidia::default(), &Answer::Works(Found { driver: 12040, ..whole }));
+        assert!(all.contains("-- CUDA driver") && all.contains("install a newer driver"), "{all}");
+        assert!(all.contains("no: the NVIDIA driver is too old"), "{all}");
     }
 
     #[test]

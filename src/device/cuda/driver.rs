@@ -6,6 +6,7 @@
 //! Reference: CUDA driver API and cuBLAS documentation; bindings by cudarc.
 
 use super::pinned::Pinned;
+use super::requirements::{advice, check, Found};
 use super::{DeviceMemory, Driver, Launch, Output, Product};
 use crate::error::{Error, Result};
 use cudarc::cublas::{result as cublas, sys as blas};
@@ -23,35 +24,35 @@ const WORKSPACE: usize = 32 << 20;
 /// Shared memory of a block that needs no permission.
 const PLAIN_SHARED_BYTES: u32 = 48 << 10;
 
-/// What a machine offers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
-    /// Each GPU's name, compute capability and memory in bytes.
-    pub devices: Vec<(String, (i32, i32), usize)>,
-    /// CUDA version of the driver, such as 13000.
-    pub driver_version: i32,
-    /// Whether cuBLAS can be opened.
-    pub cublas: bool,
-}
+/// CUDA version of the compiler that made the kernels.
+const KERNELS_CUDA: i32 = include!(concat!(env!("OUT_DIR"), "/cuda_version.rs"));
 
 fn fault(what: &str, error: impl std::fmt::Display) -> Error {
     Error::failed(format!("GPU: {what}: {error}"))
+}
+
+/// What is known where the driver says so; who planned the memory says more.
+fn no_memory(what: &str) -> Error {
+    Error::out_of_memory(format!("GPU: {what}: out of memory"))
+        .hint("end other programs that use the card (`nvidia-smi` lists them), or take another one: --device cuda:1")
+}
+
+fn blas_error(what: &'static str) -> impl Fn(cublas::CublasError) -> Error {
+    move |error| match error.0 {
+        blas::cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED => no_memory(what),
+        _ => fault(what, format!("{error:?}")),
+    }
 }
 
 pub(super) fn driver_error(what: &'static str) -> impl Fn(cuda::DriverError) -> Error {
     move |error| {
         let text = error.error_string().ok().and_then(|text| text.to_str().ok()).unwrap_or("unknown error").to_owned();
         match error.0 {
-            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => fault(what, "out of memory").hint(
-                "see `llamantino plan`; use a smaller micro_batch or sequence_length, or training.recompute = \"on\"",
-            ),
-            sys::CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU | sys::CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => {
-                fault(what, text).hint(
-                    "this build has no kernels for this GPU and driver: a newer driver may translate them, \
-                     or build with your own CUDA toolkit",
-                )
-            }
-            _ => fault(what, text),
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => no_memory(what),
+            number => match advice(number as u32) {
+                Some(advice) => fault(what, text).hint(advice),
+                None => fault(what, text),
+            },
         }
     }
 }
@@ -67,14 +68,14 @@ pub fn probe() -> Result<Found> {
             .hint("install the driver (version 580 or newer), or use --device cpu"));
     }
     cuda::init().map_err(driver_error("the driver does not start"))?;
-    let mut driver_version = 0;
+    let mut driver = 0;
     // SAFETY: the pointer is to an int.
-    unsafe { sys::cuDriverGetVersion(&mut driver_version) }.result().map_err(driver_error("driver version"))?;
+    unsafe { sys::cuDriverGetVersion(&mut driver) }.result().map_err(driver_error("driver version"))?;
     let count = cuda::device::get_count().map_err(driver_error("counting GPUs"))?;
-    let devices = (0..count).map(describe).collect::<Result<_>>()?;
+    let cards = (0..count).map(describe).collect::<Result<_>>()?;
     // SAFETY: as above.
     let cublas = unsafe { blas::is_culib_present() };
-    Ok(Found { devices, driver_version, cublas })
+    Ok(Found { cards, driver, kernels: KERNELS_CUDA, cublas })
 }
 
 fn describe(ordinal: c_int) -> Result<(String, (i32, i32), usize)> {
@@ -95,25 +96,11 @@ fn describe(ordinal: c_int) -> Result<(String, (i32, i32), usize)> {
 /// Opens GPU number `ordinal`.
 ///
 /// # Errors
-/// No driver, no such GPU, one older than compute capability 8.0, no cuBLAS, a driver too old for the kernels.
+/// No driver; what [`check`] refuses; what the driver says.
 pub fn open(ordinal: usize) -> Result<Arc<dyn Driver>> {
     let found = probe()?;
-    let Some((name, capability, _)) = found.devices.get(ordinal) else {
-        return Err(Error::failed(format!("no GPU number {ordinal}: this machine has {}", found.devices.len()))
-            .hint("`llamantino doctor` lists them; --device cuda names the first, --device cpu none"));
-    };
-    if *capability < (8, 0) {
-        return Err(Error::failed(format!(
-            "{name} has compute capability {}.{}; the kernels need 8.0 (bf16 tensor cores)",
-            capability.0, capability.1
-        ))
-        .hint("use --device cpu"));
-    }
-    if !found.cublas {
-        return Err(Error::failed("cuBLAS cannot be opened (libcublas.so.13 or .12)")
-            .hint("install CUDA's libraries, put their folder into LD_LIBRARY_PATH, or use --device cpu"));
-    }
-    Ok(Arc::new(Cuda::open(ordinal as c_int, name.clone())?))
+    check(&found, ordinal)?;
+    Ok(Arc::new(Cuda::open(ordinal as c_int, found.cards[ordinal].0.clone())?))
 }
 
 /// A kernel's handle.
@@ -160,18 +147,15 @@ impl Cuda {
             };
             gpu.load_kernels()?;
             gpu.pinned = Mutex::new(Some(Pinned::new()?));
-            gpu.blas = cublas::create_handle().map_err(|error| fault("cuBLAS does not start", format!("{error:?}")))?;
-            cublas::set_stream(gpu.blas, stream.cast())
-                .map_err(|error| fault("cuBLAS' stream", format!("{error:?}")))?;
+            gpu.blas = cublas::create_handle().map_err(blas_error("cuBLAS does not start"))?;
+            cublas::set_stream(gpu.blas, stream.cast()).map_err(blas_error("cuBLAS' stream"))?;
             // Otherwise results in bf16 may be summed in bf16 too; sums are f32 everywhere here.
             let exact = blas::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
-            blas::cublasSetMathMode(gpu.blas, exact)
-                .result()
-                .map_err(|error| fault("cuBLAS' mode", format!("{error:?}")))?;
+            blas::cublasSetMathMode(gpu.blas, exact).result().map_err(blas_error("cuBLAS' mode"))?;
             gpu.workspace = cuda::malloc_sync(WORKSPACE).map_err(driver_error("cuBLAS' workspace"))?;
             blas::cublasSetWorkspace_v2(gpu.blas, gpu.workspace as *mut c_void, WORKSPACE)
                 .result()
-                .map_err(|error| fault("cuBLAS' workspace", format!("{error:?}")))?;
+                .map_err(blas_error("cuBLAS' workspace"))?;
             Ok(gpu)
         }
     }
@@ -347,7 +331,7 @@ impl Driver for Cuda {
                 blas::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
             )
         }
-        .map_err(|error| fault("a matrix product", format!("{error:?} for m = {m}, n = {n}, k = {k}")))
+        .map_err(|error| blas_error("a matrix product")(error).at(format_args!("m = {m}, n = {n}, k = {k}")))
     }
 
     fn synchronize(&self) -> Result<()> {

@@ -13,11 +13,12 @@ mod driver;
 pub mod emulator;
 #[cfg(feature = "cuda")]
 mod pinned;
+pub mod requirements;
 #[cfg(any(test, feature = "cuda"))]
 mod ring;
 
 #[cfg(feature = "cuda")]
-pub use driver::{open, probe, Found};
+pub use driver::{open, probe};
 
 use crate::error::Result;
 
@@ -172,7 +173,7 @@ pub trait Driver: Send + Sync {
     /// At least 256-byte aligned memory with unspecified contents.
     ///
     /// # Errors
-    /// Not enough memory.
+    /// Not enough memory, which [`crate::error::Error::is_out_of_memory`] tells.
     fn allocate(&self, bytes: usize) -> Result<u64>;
 
     /// Gives memory back.
