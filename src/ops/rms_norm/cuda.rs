@@ -7,6 +7,11 @@ use half::bf16;
 /// Threads of a row's block.
 const THREADS: u32 = 256;
 
+/// A weight for each feature, a number for each row; threads take eight features at a time.
+fn check(x: &Buffer<bf16>, weight: &Buffer<f32>, inv_rms: &Buffer<f32>) {
+    assert!(weight.len() == x.cols() && inv_rms.len() == x.rows() && x.cols().is_multiple_of(8));
+}
+
 /// `x += delta` where there is one, rounded; `y = norm(x) · weight`; `inv_rms [T,1]`. Shapes `[T,H]`, weight `[1,H]`.
 pub fn forward(
     x: &Buffer<bf16>,
@@ -16,6 +21,9 @@ pub fn forward(
     y: &Buffer<bf16>,
     inv_rms: &Buffer<f32>,
 ) -> Result<()> {
+    let shape = (x.rows(), x.cols());
+    assert!((y.rows(), y.cols()) == shape && delta.is_none_or(|delta| (delta.rows(), delta.cols()) == shape));
+    check(x, weight, inv_rms);
     let delta = delta.map_or(0u64.into(), Buffer::pointer);
     let features = count(x.cols())? as i32;
     let arguments = [x.pointer(), delta, weight.pointer(), y.pointer(), inv_rms.pointer(), features.into(), eps.into()];
@@ -30,6 +38,8 @@ pub fn backward(
     dy: &Buffer<bf16>,
     dx: &Buffer<bf16>,
 ) -> Result<()> {
+    assert!([dy, dx].iter().all(|buffer| (buffer.rows(), buffer.cols()) == (x.rows(), x.cols())));
+    check(x, weight, inv_rms);
     let features = count(x.cols())? as i32;
     let arguments = [x.pointer(), inv_rms.pointer(), weight.pointer(), dy.pointer(), dx.pointer(), features.into()];
     x.gpu().rows("rms_norm_backward", x.rows(), THREADS, &arguments)
@@ -71,6 +81,20 @@ mod tests {
             let mut dx = before;
             on_cpu::backward(on_cpu::Saved { x: &x, inv_rms: &inv_rms, weight: &weight }, &dy, &mut dx, None);
             assert_halves("dx", &gpu_dx.read().unwrap(), &dx, 1e-5);
+        }
+    }
+    #[test]
+    fn shapes_that_do_not_fit_are_not_read() {
+        let Some(gpu) = emulated_gpu() else { return };
+        let [x, y, dx] = [(); 3].map(|()| gpu.zeros(2, 16).unwrap());
+        for (rows, width) in [(2, 16), (1, 16), (2, 8)] {
+            let (weight, inv_rms) = (gpu.zeros(1, width).unwrap(), gpu.zeros(rows, 1).unwrap());
+            let run = || {
+                forward(&x, None, &weight, EPS, &y, &inv_rms)?;
+                backward(&x, &inv_rms, &weight, &y, &dx)
+            };
+            let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+            assert_eq!(ended.is_ok(), (rows, width) == (2, 16), "{rows} and {width}");
         }
     }
 }
