@@ -107,13 +107,18 @@ impl ModelArgs {
         let mut options = LoadOptions::frozen(context);
         options.quantize = self.nf4.then(Default::default);
         options.gpu = gpu.cloned();
-        gpu.map_or(Ok(()), |gpu| generate::check_linears(gpu, config, options.quantize, context))?;
         options.lora = adapter.as_ref().map(|adapter| adapter.config.clone());
         let bar = progress::counted(0, "loading");
-        let loaded = model::load(config, opened.source(), &options, &mut |done, total| {
-            bar.set_length(total as u64);
-            bar.set_position(done as u64);
-        });
+        let load = || {
+            model::load(config, opened.source(), &options, &mut |done, total| {
+                bar.set_length(total as u64);
+                bar.set_position(done as u64);
+            })
+        };
+        let loaded = match gpu {
+            Some(gpu) => generate::with_room(gpu, config, (options.quantize, context), load),
+            None => load(),
+        };
         bar.finish_and_clear();
         let (mut model, mut params) = loaded?;
         if let Some(adapter) = adapter {

@@ -26,13 +26,34 @@ pub(super) struct OnGpu {
     model: GpuLlama,
     params: GpuParams,
     cache: GpuKvCache,
+    /// Bytes that were planned for all of it.
+    planned: usize,
+}
+
+/// Loads linears to a GPU, which must have room for them before any is loaded.
+///
+/// # Errors
+/// The GPU's memory, with what takes less; what `load` says.
+pub fn with_room<R>(
+    gpu: &Gpu,
+    config: &ModelConfig,
+    (quantize, context): (Option<QuantConfig>, usize),
+    load: impl FnOnce() -> Result<R>,
+) -> Result<R> {
+    check_linears(gpu, config, quantize, context)?;
+    load().map_err(|error| explain(error, linear_bytes(config, quantize), context))
 }
 
 /// Refuses a model whose linears alone a GPU cannot hold, before any of it is loaded.
 ///
 /// # Errors
 /// The GPU's memory, with what takes less.
-pub fn check_linears(gpu: &Gpu, config: &ModelConfig, quantize: Option<QuantConfig>, context: usize) -> Result<()> {
+pub(super) fn check_linears(
+    gpu: &Gpu,
+    config: &ModelConfig,
+    quantize: Option<QuantConfig>,
+    context: usize,
+) -> Result<()> {
     check_room(gpu, linear_bytes(config, quantize), context)
 }
 
@@ -42,14 +63,32 @@ fn check_room(gpu: &Gpu, needed: usize, context: usize) -> Result<()> {
     if needed <= available {
         return Ok(());
     }
-    let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
     Err(Error::failed(format!(
         "the model and a context of {context} tokens need {:.2} GiB of GPU memory; {:.2} of {:.2} GiB are free",
         gib(needed + gpu.live_bytes()),
         gib(available + gpu.live_bytes()),
         gib(memory.total)
     ))
-    .hint("use a smaller --context, the model in 4 bits (--nf4), or --device cpu"))
+    .hint(LESS))
+}
+
+const LESS: &str = "use a smaller --context, the model in 4 bits (--nf4), or --device cpu";
+
+fn gib(bytes: usize) -> f64 {
+    bytes as f64 / f64::from(1 << 30)
+}
+
+/// Adds what was planned where a GPU's memory ran out although that fitted. Every other error stays as it is.
+fn explain(error: Error, planned: usize, context: usize) -> Error {
+    if !error.is_out_of_memory() {
+        return error;
+    }
+    Error::failed(format!(
+        "GPU memory ran out: {}; planned were {:.2} GiB for the model and a context of {context} tokens",
+        error.message(),
+        gib(planned)
+    ))
+    .hint(format!("end other programs that use the card (`nvidia-smi` lists them), or {LESS}"))
 }
 
 impl Engine {
@@ -63,12 +102,18 @@ impl Engine {
 
     /// A GPU, for sequences of `context` tokens. The model's blocks are there afterwards, and no longer in `model`.
     pub(super) fn on_gpu(gpu: &Gpu, model: &mut Llama, params: &ParamStore, context: usize) -> Result<Engine> {
-        check_room(gpu, generation_bytes(model, params, context), context)?;
-        let there = GpuLlama::new(gpu, model, params)?;
-        let params = GpuParams::frozen(gpu, params)?;
-        let cache = GpuKvCache::new(&there, context)?;
+        let needed = generation_bytes(model, params, context);
+        check_room(gpu, needed, context)?;
+        let planned = needed + gpu.live_bytes();
+        let parts = || {
+            let there = GpuLlama::new(gpu, model, params)?;
+            let params = GpuParams::frozen(gpu, params)?;
+            let cache = GpuKvCache::new(&there, context)?;
+            Ok(OnGpu { model: there, params, cache, planned })
+        };
+        let on_gpu = parts().map_err(|error| explain(error, planned, context))?;
         model.blocks.clear();
-        Ok(Engine::Gpu(Box::new(OnGpu { model: there, params, cache })))
+        Ok(Engine::Gpu(Box::new(on_gpu)))
     }
 
     /// Most tokens of a sequence.
@@ -100,7 +145,12 @@ impl Engine {
                 logits.clear();
                 logits.extend_from_slice(&found);
             }
-            Engine::Gpu(gpu) => *logits = gpu.model.next_logits(&gpu.params, ids, &mut gpu.cache)?,
+            Engine::Gpu(gpu) => {
+                let OnGpu { model, params, cache, planned } = &mut **gpu;
+                let context = cache.capacity();
+                let found = model.next_logits(params, ids, cache);
+                *logits = found.map_err(|error| explain(error, *planned, context))?;
+            }
         }
         Ok(())
     }

@@ -1,9 +1,12 @@
 //! The generator on an emulated GPU says what the one on the CPU says.
 
 use super::*;
+use crate::device::cuda::emulator::emulator_that_changes;
 use crate::model::{self, Checkpoint, LoadOptions, ModelConfig};
 use crate::ops::testing::emulated_gpu;
 use std::path::Path;
+use std::sync::atomic::AtomicUsize;
+use std::sync::Arc;
 
 const CONTEXT: usize = 40;
 
@@ -80,9 +83,10 @@ fn a_model_loaded_to_the_gpu_says_the_same() {
 fn linears_that_the_gpu_cannot_hold_are_refused_before_they_are_loaded() {
     let Some(driver) = crate::device::cuda::emulator::emulator_with(20 << 10) else { return };
     let (gpu, config) = (Gpu::new(driver), tiny().0.config.clone());
-    assert!(check_linears(&gpu, &config, Some(Default::default()), CONTEXT).is_err());
+    let refused = with_room(&gpu, &config, (Some(Default::default()), CONTEXT), || Ok(())).unwrap_err();
+    assert!(refused.message().contains("GiB of GPU memory; "), "{refused}");
     let Some(gpu) = emulated_gpu() else { return };
-    check_linears(&gpu, &config, None, CONTEXT).unwrap();
+    with_room(&gpu, &config, (None, CONTEXT), || Ok(())).unwrap();
     let (model, _) = loaded(Some(&gpu));
     let taken: usize = model.linears().map(|layer| layer.weight.frozen_bytes()).sum();
     let planned = crate::model::cuda::linear_bytes(&config, Some(Default::default()));
@@ -98,4 +102,28 @@ fn a_cache_that_the_gpu_cannot_hold_is_refused_before_anything_is_copied() {
     assert!(error.message().contains("a context of 100000 tokens need"), "{error}");
     assert!(error.hint_text().is_some_and(|hint| hint.contains("--context")), "{error}");
     assert_eq!(gpu.live_bytes(), 0);
+}
+
+#[test]
+fn memory_that_others_take_meanwhile_is_told_with_what_was_planned() {
+    let limit = Arc::new(AtomicUsize::new(1 << 30));
+    let Some(driver) = emulator_that_changes(limit.clone()) else { return };
+    let (gpu, (model, params)) = (Gpu::new(driver), tiny());
+    let told = |error: Error| {
+        let hint = error.hint_text().unwrap_or_default();
+        assert!(hint.contains("nvidia-smi") && hint.contains("--context"), "{hint}");
+        assert!(error.message().contains("GPU memory ran out: emulated GPU: no memory for "), "{error}");
+        assert!(error.message().contains("GiB for the model and a context of "), "{error}");
+    };
+    let loading = with_room(&gpu, &model.config, (None, CONTEXT), || {
+        limit.store(0, Ordering::Relaxed);
+        gpu.buffer::<f32>(1, 1)
+    });
+    told(loading.err().expect("no memory"));
+    limit.store(1 << 30, Ordering::Relaxed);
+    let mut generator = Generator::on_gpu(&gpu, model, &params, CONTEXT).unwrap();
+    limit.store(0, Ordering::Relaxed);
+    let _all_that_is_held: Vec<_> = std::iter::from_fn(|| gpu.buffer::<u8>(1, 4096).ok()).collect();
+    let options = SamplingOptions { max_tokens: 1, ..SamplingOptions::default() };
+    told(generator.generate(&[1, 17], &options, &mut |_| Ok(true)).err().expect("no memory"));
 }

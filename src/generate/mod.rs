@@ -18,7 +18,7 @@ use crate::ops::gpu::Gpu;
 use crate::ops::ParamStore;
 use candle_core::{Device, Tensor};
 use candle_transformers::generation::{LogitsProcessor, Sampling};
-pub use engine::check_linears;
+pub use engine::with_room;
 use engine::Engine;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};

@@ -97,12 +97,28 @@ impl Gpu {
                 Err(error) => {
                     state.space.give(place);
                     state.space.forget_region();
-                    return Err(error);
+                    let held = state.space.region_sizes().sum();
+                    return Err(if error.is_out_of_memory() { self.no_room(bytes, held) } else { error });
                 }
             }
         }
         let address = state.regions[place.region] + place.start as u64;
         Ok(Buffer { rows, cols, address, place: Some(place), gpu: self.clone(), element: PhantomData })
+    }
+
+    /// Says what the card did not have.
+    fn no_room(&self, wanted: usize, held: usize) -> Error {
+        let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+        let free = self.0.driver.memory().map_or(String::new(), |memory| {
+            format!(": {:.1} of its {:.1} MiB are free", mib(memory.free), mib(memory.total))
+        });
+        Error::out_of_memory(format!(
+            "{}: no memory for {:.1} MiB beside the {:.1} MiB in use{free}",
+            self.0.driver.name(),
+            mib(wanted),
+            mib(held)
+        ))
+        .hint("end other programs that use the card (`nvidia-smi` lists them), or take another one: --device cuda:1")
     }
 
     /// A `[rows, cols]` buffer with these values.
@@ -164,13 +180,18 @@ impl Gpu {
         }
     }
 
-    /// `c[m,n] = alpha · a · b + beta · c`; see [`Product`].
+    /// `c[m,n] = alpha · a · b + beta · c`; see [`Product`]. A sum of no terms is 0: then c is cleared or stays, and no other
+    /// `beta` is taken.
     pub fn product<E: Sum>(&self, a: View, b: View, c: &Buffer<E>, alpha: f32, beta: f32) -> Result<()> {
         let (m, k) = a.shape();
         let (inner, n) = b.shape();
         assert!(k == inner && (c.rows, c.cols) == (m, n), "[{m},{k}]·[{inner},{n}] into [{},{}]", c.rows, c.cols);
-        if m == 0 || n == 0 || k == 0 {
+        if m == 0 || n == 0 {
             return Ok(());
+        }
+        if k == 0 {
+            assert!(beta == 0.0 || beta == 1.0, "a product of no terms with beta = {beta}");
+            return if beta == 0.0 { c.clear() } else { Ok(()) };
         }
         let (a, b) = (a.operand(), b.operand());
         let product = Product { m, n, k, a, b, c: c.address, c_stride: c.cols, output: E::OUTPUT, alpha, beta };
@@ -364,5 +385,27 @@ impl View {
 
     fn operand(&self) -> Operand {
         Operand { address: self.address, stride: self.stride, transposed: self.transposed }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::testing::{emulated_gpu, halves};
+
+    #[test]
+    fn a_product_of_no_terms_is_zero_or_what_was_there() {
+        let Some(gpu) = emulated_gpu() else { return };
+        let (a, b) = (gpu.zeros(2, 0).unwrap(), gpu.zeros(0, 3).unwrap());
+        let of = |beta: f32| {
+            let c = gpu.upload(&halves(&[1.0; 6]), 2, 3).unwrap();
+            gpu.product(a.view(), b.view(), &c, 1.0, beta).unwrap();
+            c.read().unwrap()
+        };
+        assert_eq!((of(0.0), of(1.0)), (halves(&[0.0; 6]), halves(&[1.0; 6])));
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| of(0.5))).is_err());
+        // What nobody wrote is NaN on the emulated GPU.
+        let c = gpu.buffer::<f32>(2, 3).unwrap();
+        gpu.product(a.view(), b.view(), &c, 2.0, 0.0).unwrap();
+        assert_eq!(c.read().unwrap(), [0.0; 6]);
     }
 }

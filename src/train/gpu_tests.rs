@@ -40,7 +40,7 @@ impl Observer for Seen {
 }
 
 /// A few steps of the quickstart's model with everything random in them.
-fn config(folder: &Path, name: &str) -> RunConfig {
+pub(super) fn config(folder: &Path, name: &str) -> RunConfig {
     let text = folder.join("text.jsonl");
     let words = ["il cane", "corre", "verso la città", "perché", "non piove", "più", "e il sole", "torna"];
     let line = |i: usize| {
@@ -79,7 +79,7 @@ fn go(config: &RunConfig, gpu: Option<&Gpu>, until: u64) -> (Result<()>, Seen) {
     (run(config, &options, &mut seen).map(drop), seen)
 }
 
-fn adapter(config: &RunConfig) -> Vec<u8> {
+pub(super) fn adapter(config: &RunConfig) -> Vec<u8> {
     fs::read(config.folder().join("adapter/adapter_model.safetensors")).unwrap()
 }
 

@@ -12,6 +12,8 @@ pub mod evaluate;
 pub mod folder;
 pub mod gpu;
 #[cfg(test)]
+mod gpu_memory_tests;
+#[cfg(test)]
 mod gpu_tests;
 pub mod guards;
 pub mod kept;

@@ -101,13 +101,26 @@ pub(super) struct Run {
 /// # Errors
 /// [`crate::error::ErrorKind::Interrupted`] when it was asked to stop and can be resumed; otherwise whatever went wrong.
 pub fn run(config: &RunConfig, options: &RunOptions<'_>, observer: &mut dyn Observer) -> Result<RunSummary> {
+    let plan = memory::admit(config, options.gpu, observer)?;
+    let result = carry_out(config, options, plan.clone(), observer);
+    result.map_err(|error| match options.gpu {
+        Some(gpu) => memory::gpu::explain(config, &plan, gpu, error),
+        None => error,
+    })
+}
+
+fn carry_out(
+    config: &RunConfig,
+    options: &RunOptions<'_>,
+    plan: memory::Plan,
+    observer: &mut dyn Observer,
+) -> Result<RunSummary> {
     let start = Instant::now();
     let limit = config.training.max_hours;
     let stop = |step: u64| {
         let late = limit > 0.0 && start.elapsed() >= Duration::from_secs_f64(limit * 3600.0);
         (options.stop)(step).or_else(|| late.then(|| format!("the limit of {limit} hours")))
     };
-    let plan = memory::admit(config, options.gpu, observer)?;
     let (folder, restored) = RunFolder::open(config, options, observer)?;
     if let Some(state) = restored.as_ref().map(|restored| &restored.state).filter(|state| is_finished(config, state)) {
         observer.note(&format!("this run is finished: all {} steps are done", state.total_steps));

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::ffi::{c_char, c_int, c_void, CString};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// `on_cpu_launch` of `tests/cuda/launch.h`: 0, or 1 for an unknown kernel, 2 for a wrong number of arguments.
@@ -27,7 +28,7 @@ pub struct Emulator {
     kernels: &'static Kernels,
     /// Address to size of what is given out.
     memory: Mutex<BTreeMap<u64, Box<[u64]>>>,
-    limit: usize,
+    limit: Arc<AtomicUsize>,
 }
 
 /// An emulated GPU, or None where there is no C++ compiler.
@@ -37,6 +38,11 @@ pub fn emulator() -> Option<Arc<dyn Driver>> {
 
 /// An emulated GPU of so many bytes.
 pub fn emulator_with(limit: usize) -> Option<Arc<dyn Driver>> {
+    emulator_that_changes(Arc::new(AtomicUsize::new(limit)))
+}
+
+/// An emulated GPU of as many bytes as `limit` says at any time: others take of a card what they want.
+pub fn emulator_that_changes(limit: Arc<AtomicUsize>) -> Option<Arc<dyn Driver>> {
     static KERNELS: OnceLock<Option<Kernels>> = OnceLock::new();
     let kernels = KERNELS.get_or_init(|| compiled().map(|launch| Kernels { launch, turn: Mutex::new(()) })).as_ref()?;
     Some(Arc::new(Emulator { kernels, memory: Mutex::default(), limit }))
@@ -177,12 +183,13 @@ impl Driver for Emulator {
 
     fn memory(&self) -> Result<DeviceMemory> {
         let used: usize = self.lock().values().map(|block| 8 * block.len()).sum();
-        Ok(DeviceMemory { free: self.limit.saturating_sub(used), total: self.limit })
+        let total = self.limit.load(Ordering::Relaxed);
+        Ok(DeviceMemory { free: total.saturating_sub(used), total })
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64> {
         if bytes > self.memory()?.free {
-            return Err(Error::failed(format!("the GPU has no {bytes} bytes left")));
+            return Err(Error::out_of_memory("allocating memory: out of memory"));
         }
         // All bits set is NaN in f32 and bf16. 128 bytes more than asked for let the address be rounded up.
         let block = vec![u64::MAX; bytes.div_ceil(8) + 16].into_boxed_slice();

@@ -7,7 +7,7 @@
 
 use super::gpu_replay::{self, GpuBytes};
 use super::job::Job;
-use super::{most_blocks, refusal, shown, Budget, Parts, Plan, Situation};
+use super::{choices, most_blocks, refusal, remedies, shown, Budget, Parts, Plan, Situation};
 use crate::error::{Error, Result};
 use crate::model::Keep;
 use crate::ops::gpu::Gpu;
@@ -19,7 +19,7 @@ use crate::train::config::RunConfig;
 pub const CONTEXT: u64 = 600 << 20;
 
 /// The part of a GPU that decoded weights leave free.
-const SPARE: u64 = 20;
+pub(super) const SPARE: u64 = 20;
 
 /// The memory of `job` on a GPU with these keep policies and the weights of the first `cached` blocks decoded.
 pub fn with_keep(job: &Job, keep: Vec<Keep>, cached: usize) -> Plan {
@@ -115,4 +115,38 @@ pub fn admit(config: &RunConfig, situation: Situation, gpu: &Gpu) -> Result<(Pla
             shown(memory.total as u64)
         ))),
     }
+}
+
+/// What to say where the memory of `gpu` ran out in a run that was let in with `plan`: what was planned, what there is now,
+/// and what can be done. Every other error stays as it is.
+pub fn explain(config: &RunConfig, plan: &Plan, gpu: &Gpu, error: Error) -> Error {
+    if !error.is_out_of_memory() {
+        return error;
+    }
+    // Everything of the run is given back by now.
+    let situation = gpu.available().and_then(|now| Ok((now, Situation::of(config)?.on_gpu(Some(now as u64)))));
+    let Ok((now, situation)) = situation else { return error };
+    let text = format!(
+        "GPU memory ran out: {}; planned were {} ({} of it for the driver), and the run can have {} now",
+        error.message(),
+        shown(plan.peak()),
+        shown(CONTEXT),
+        shown(now as u64)
+    );
+    let others = "end other programs that use the card (`nvidia-smi` lists them), or take another one: --device cuda:1";
+    let again = situation.plan();
+    let hint = if situation.budget.holds(again.peak()) {
+        format!(
+            "{others}; the same command goes on from the last checkpoint with a new plan for what is free{}; if it ends like \
+             this again, plan with less: --set training.memory_limit_gib={:.2}",
+            choices(&again),
+            again.peak().min(plan.peak()) as f64 * 0.9 / f64::from(1 << 30)
+        )
+    } else {
+        match remedies::lines(config, &situation) {
+            Some(lines) => format!("{others}; for what is free now each of these is enough:\n  {lines}"),
+            None => format!("{others}; no setting makes this model fit into what is free now"),
+        }
+    };
+    Error::failed(text).hint(hint)
 }

@@ -11,21 +11,25 @@ use crate::model::{load, Batch, LoadOptions, Noise};
 use crate::ops::testing::emulated_gpu;
 use crate::optim::cuda::GpuAdamW;
 use crate::optim::OptimizerKind;
+use crate::train::cache_weights::CacheWeights;
 use crate::train::step::rows;
 use serde_json::json;
 
 /// Enough blocks that keeping everything takes several times what a block needs.
 const LAYERS: usize = 8;
 
-fn model(layers: usize) -> ModelConfig {
+/// A model of so many blocks and of these sizes: of the residual stream and inside the feed-forward part.
+pub(super) fn model(layers: usize, [hidden, inner]: [usize; 2]) -> ModelConfig {
     ModelConfig::from_json(json!({
-        "model_type": "llama", "vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": layers,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+        "model_type": "llama", "vocab_size": 300, "hidden_size": hidden, "intermediate_size": inner,
+        "num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
     }))
     .unwrap()
 }
 
-fn config(method: Method, change: impl FnOnce(&mut RunConfig)) -> RunConfig {
+const SMALL: [usize; 2] = [64, 96];
+
+pub(super) fn config(method: Method, change: impl FnOnce(&mut RunConfig)) -> RunConfig {
     let mut config = RunConfig { model: "m".into(), method, ..RunConfig::default() };
     config.lora = LoraConfig { r: 4, ..LoraConfig::default() };
     (config.training.micro_batch, config.data.sequence_length) = (2, 24);
@@ -34,14 +38,20 @@ fn config(method: Method, change: impl FnOnce(&mut RunConfig)) -> RunConfig {
 }
 
 fn job(config: &RunConfig) -> Job {
-    Job { on_gpu: true, evaluates: true, ..Job::new(config, &model(3), &Adapters::fresh(config), 1) }
+    Job { on_gpu: true, evaluates: true, ..Job::new(config, &model(3, SMALL), &Adapters::fresh(config), 1) }
 }
 
-/// Memory after an evaluation and two steps of `config` on `gpu`.
-fn measured(gpu: &Gpu, config: &RunConfig, keep: &[Keep], cached: usize) -> Result<(usize, usize)> {
+/// Memory after an evaluation and two steps of `config` on `gpu`: lent at most, and asked of the driver.
+pub(super) fn measured(
+    gpu: &Gpu,
+    config: &RunConfig,
+    model: &ModelConfig,
+    keep: &[Keep],
+    cached: usize,
+) -> Result<(usize, usize)> {
     let mut options = LoadOptions::training(config.method, config.quantization, &config.lora, 0);
     options.gpu = Some(gpu.clone());
-    let (mut host, store) = load(&model(keep.len()), &RandomWeights::new(0, 0.02), &options, &mut |_, _| {})?;
+    let (mut host, store) = load(model, &RandomWeights::new(0, 0.02), &options, &mut |_, _| {})?;
     let (windows, length) = (config.training.micro_batch as u32, config.data.sequence_length as u32);
     let ids: Vec<Vec<u32>> = (0..windows).map(|row| (0..length).map(|i| (i * 7 + row) % 50).collect()).collect();
     let batch = MicroBatch::from_rows(&ids);
@@ -65,7 +75,7 @@ fn assert_exact(what: &str, config: &RunConfig, keep: &[Keep]) {
     for cached in [0, 2] {
         let GpuBytes { peak, allocated, .. } = gpu_replay::step(&job(config), keep, cached);
         let Some(gpu) = emulated_gpu() else { return };
-        let measured = measured(&gpu, config, keep, cached).unwrap();
+        let measured = measured(&gpu, config, &model(3, SMALL), keep, cached).unwrap();
         assert_eq!((peak, allocated), measured, "{what} {keep:?} {cached}");
         if config.method != Method::Qlora {
             break; // nothing to decode
@@ -100,7 +110,7 @@ fn the_parts_are_what_the_driver_is_asked_for() {
 
 fn situation(config: &RunConfig) -> Situation {
     let adapters = Adapters::fresh(config);
-    let model = model(LAYERS);
+    let model = model(LAYERS, SMALL);
     let job = Job::new(config, &model, &adapters, 1);
     let budget = Budget { bytes: None, configured: false };
     Situation { job, adapters, model, program: 10 << 20, budget }
@@ -124,7 +134,7 @@ fn a_run_that_a_gpu_cannot_hold_is_refused_with_what_makes_it_fit() {
     let hint = error.hint_text().unwrap_or_default();
     assert!(hint.contains("training.micro_batch=1") && !hint.contains("bf16") && !hint.contains("adamw8bit"), "{hint}");
     // And truly.
-    assert!(measured(&small, &config, &[Keep::Light; LAYERS], 0).is_err());
+    assert!(measured(&small, &config, &model(LAYERS, SMALL), &[Keep::Light; LAYERS], 0).is_err());
 }
 
 #[test]
@@ -137,4 +147,29 @@ fn auto_computes_again_what_a_gpu_cannot_keep() {
     assert!(least < most);
     let plan = situation(&config).on_gpu(Some(most - gpu::CONTEXT - 1)).plan();
     assert!(plan.recomputed() > 0 && plan.peak() < most);
+}
+
+#[test]
+fn what_is_proposed_lowers_the_memory_of_the_card() {
+    let config = config(Method::Qlora, |config| {
+        (config.training.micro_batch, config.lora.r) = (1, 8);
+        config.training.cache_weights = CacheWeights::On;
+        config.quantization.double = false;
+    });
+    let model = ModelConfig::from_json(json!({
+        "model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
+        "num_hidden_layers": LAYERS, "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 512,
+    }))
+    .unwrap();
+    let adapters = Adapters::fresh(&config);
+    let budget = Budget { bytes: None, configured: false };
+    let job = Job::new(&config, &model, &adapters, 1);
+    let mut situation = Situation { job, adapters, model, program: 0, budget }.on_gpu(None);
+    let peak = situation.plan().peak();
+    situation.budget.bytes = Some(peak - 1);
+    let remedies = remedies::cheapest(&config, &situation, 10);
+    let keys: Vec<&str> = remedies.iter().filter_map(|remedy| remedy.settings[0].split('=').next()).collect();
+    assert_eq!(keys, ["training.cache_weights", "optimizer.kind", "quantization.double"], "{remedies:?}");
+    assert!(remedies.iter().all(|remedy| remedy.settings.len() == 1 && remedy.peak < peak), "{remedies:?}");
+    assert!(remedies[1].cost.contains("the CPU updates: slower"), "{remedies:?}");
 }

@@ -10,6 +10,8 @@
 
 pub mod amount;
 pub mod gpu;
+#[cfg(test)]
+mod gpu_cache_tests;
 mod gpu_replay;
 #[cfg(test)]
 mod gpu_tests;
@@ -370,16 +372,21 @@ pub fn admit(config: &RunConfig, gpu: Option<&Gpu>, observer: &mut dyn Observer)
         }
     };
     let of = limit.map_or(String::new(), |limit| format!(" of {}", shown(limit)));
+    observer.note(&format!("{what}: about {}{of}{}", shown(plan.peak()), choices(&plan)));
+    Ok(plan)
+}
+
+/// What a plan chose: `; 2 of 8 blocks are computed again; ...`; nothing where it chose nothing.
+fn choices(plan: &Plan) -> String {
+    let layers = plan.keep.len();
     let again = match plan.recomputed() {
         0 => String::new(),
-        blocks => format!("; {blocks} of {} blocks are computed again", plan.keep.len()),
+        blocks => format!("; {blocks} of {layers} blocks are computed again"),
     };
-    let cached = match plan.cached {
-        0 => String::new(),
-        blocks => format!("; the weights of {blocks} of {} blocks stay decoded", plan.keep.len()),
-    };
-    observer.note(&format!("{what}: about {}{of}{again}{cached}", shown(plan.peak())));
-    Ok(plan)
+    match plan.cached {
+        0 => again,
+        blocks => format!("{again}; the weights of {blocks} of {layers} blocks stay decoded"),
+    }
 }
 
 /// Refuses a plan that its budget does not hold.
@@ -404,13 +411,9 @@ fn refusal(config: &RunConfig, situation: &Situation, plan: &Plan, limit: u64) -
         shown(plan.peak()),
         shown(activations)
     );
-    let remedies = remedies::cheapest(config, situation, 3);
-    let hint = match remedies.len() {
-        0 => "no setting makes this model fit: use a smaller model, or a machine with more memory".to_string(),
-        _ => {
-            let lines: Vec<String> = remedies.iter().map(ToString::to_string).collect();
-            format!("each of these is enough:\n  {}", lines.join("\n  "))
-        }
+    let hint = match remedies::lines(config, situation) {
+        None => "no setting makes this model fit: use a smaller model, or a machine with more memory".to_string(),
+        Some(lines) => format!("each of these is enough:\n  {lines}"),
     };
     Error::failed(text).hint(hint)
 }

@@ -8,6 +8,7 @@ use super::{plan, shown, Situation};
 use crate::device::Compute;
 use crate::model::Method;
 use crate::optim::OptimizerKind;
+use crate::train::cache_weights::CacheWeights;
 use crate::train::config::RunConfig;
 use crate::train::recompute::Recompute;
 use std::fmt;
@@ -43,10 +44,9 @@ impl Change {
     }
 }
 
-/// Everything that could be changed in `config`, the cheapest first.
-///
-/// A GPU computes in bf16 anyway, and has nothing of the optimizer's state.
-fn changes(config: &RunConfig, has_own_adapter: bool, on_gpu: bool) -> Vec<Change> {
+/// Everything that could be changed in `config`, the cheapest first. A GPU computes in bf16 anyway.
+fn changes(config: &RunConfig, job: &Job, has_own_adapter: bool) -> Vec<Change> {
+    let Job { on_gpu, is_quantized, .. } = *job;
     let mut changes = Vec::new();
     let set = |key: &str, value: &dyn fmt::Display| format!("{key}={value}");
     if config.training.recompute == Recompute::Off {
@@ -54,6 +54,13 @@ fn changes(config: &RunConfig, has_own_adapter: bool, on_gpu: bool) -> Vec<Chang
             &[set("training.recompute", &"auto")],
             "the same numbers, up to a third slower",
             |config| config.training.recompute = Recompute::Auto,
+        ));
+    }
+    if on_gpu && config.training.cache_weights == CacheWeights::On {
+        changes.push(Change::new(
+            &[set("training.cache_weights", &"auto")],
+            "the same numbers, a little slower",
+            |config| config.training.cache_weights = CacheWeights::Auto,
         ));
     }
     let windows = config.training.micro_batch;
@@ -72,9 +79,19 @@ fn changes(config: &RunConfig, has_own_adapter: bool, on_gpu: bool) -> Vec<Chang
             |config| config.training.compute = Compute::Bf16,
         ));
     }
-    if config.optimizer.kind == OptimizerKind::AdamW && !on_gpu {
-        changes.push(Change::new(&[set("optimizer.kind", &"adamw8bit")], "optimizer state in 8 bits", |config| {
+    if config.optimizer.kind == OptimizerKind::AdamW {
+        let cost = match on_gpu {
+            true => "optimizer state in 8 bits and masters in the machine's memory, where the CPU updates: slower",
+            false => "optimizer state in 8 bits",
+        };
+        changes.push(Change::new(&[set("optimizer.kind", &"adamw8bit")], cost, |config| {
             config.optimizer.kind = OptimizerKind::AdamW8;
+        }));
+    }
+    let is_quantized_here = config.method == Method::Qlora && !is_quantized;
+    if is_quantized_here && !config.quantization.double {
+        changes.push(Change::new(&[set("quantization.double", &true)], "scales of the base in 8 bits", |config| {
+            config.quantization.double = true;
         }));
     }
     match config.method {
@@ -122,7 +139,7 @@ fn changes(config: &RunConfig, has_own_adapter: bool, on_gpu: bool) -> Vec<Chang
 pub fn cheapest(config: &RunConfig, situation: &Situation, count: usize) -> Vec<Remedy> {
     let has_own_adapter = config.adapter.is_none();
     let on_gpu = situation.job.on_gpu;
-    let changes = changes(config, has_own_adapter, on_gpu);
+    let changes = changes(config, &situation.job, has_own_adapter);
     let peak = |config: &RunConfig| {
         let adapters = if has_own_adapter { Adapters::fresh(config) } else { situation.adapters.clone() };
         let job = Job { on_gpu, ..Job::new(config, &situation.model, &adapters, situation.job.batch.threads) };
@@ -151,6 +168,12 @@ pub fn cheapest(config: &RunConfig, situation: &Situation, count: usize) -> Vec<
         }
     }
     remedies
+}
+
+/// The three cheapest ways for a hint, one a line; none where nothing is enough.
+pub(super) fn lines(config: &RunConfig, situation: &Situation) -> Option<String> {
+    let lines: Vec<String> = cheapest(config, situation, 3).iter().map(ToString::to_string).collect();
+    (!lines.is_empty()).then(|| lines.join("\n  "))
 }
 
 /// The last value of each key, in the order of the keys' first mention.
