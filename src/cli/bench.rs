@@ -179,7 +179,7 @@ pub struct GpuArgs {
     /// Parts of the report; default: all.
     #[arg(long, value_parser = section_parser(), value_delimiter = ',')]
     pub sections: Vec<Section>,
-    /// Model of the training curve; default: a toy with random weights.
+    /// Model of the training steps and their curve; default: a toy with random weights.
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
     /// Toy sizes: checks in seconds, figures that mean nothing.

@@ -23,12 +23,32 @@ fn lora() -> LoraConfig {
     LoraConfig { r: RANK, alpha: 2.0 * RANK as f64, ..LoraConfig::default() }
 }
 
+/// How its steps run.
+#[derive(Debug, Clone, Copy)]
+pub struct Variant {
+    /// What every block keeps.
+    pub keep: Keep,
+    /// Of the adapters' inputs.
+    pub dropout: f32,
+    /// Whether a GPU decodes all weights once.
+    pub cached: bool,
+}
+
 /// QLoRA on `choice`, where the passes run on `gpu` if there is one. Every block keeps `keep`.
 ///
 /// # Errors
 /// The model cannot be read; the GPU's memory.
 pub fn engine(choice: &ModelChoice, gpu: Option<&Gpu>, keep: Keep) -> Result<Engine> {
-    let mut options = LoadOptions::training(Method::Qlora, QuantConfig::default(), &lora(), 0);
+    engine_of(choice, gpu, Variant { keep, dropout: 0.0, cached: false })
+}
+
+/// [`engine`] in any variant.
+///
+/// # Errors
+/// As there.
+pub fn engine_of(choice: &ModelChoice, gpu: Option<&Gpu>, variant: Variant) -> Result<Engine> {
+    let lora = LoraConfig { dropout: variant.dropout, ..lora() };
+    let mut options = LoadOptions::training(Method::Qlora, QuantConfig::default(), &lora, 0);
     options.gpu = gpu.cloned();
     let (config, source): (ModelConfig, Box<dyn TensorSource>) = match choice {
         ModelChoice::Random(shape) => (shape.config()?, Box::new(RandomWeights::new(0, 0.02))),
@@ -40,7 +60,7 @@ pub fn engine(choice: &ModelChoice, gpu: Option<&Gpu>, keep: Keep) -> Result<Eng
     let (model, params) = model::load(&config, source.as_ref(), &options, &mut |_, _| {})?;
     let settings = StepSettings {
         compute: Compute::Bf16,
-        keep: vec![keep; model.blocks.len()],
+        keep: vec![variant.keep; model.blocks.len()],
         max_grad_norm: 1.0,
         neftune_alpha: 0.0,
         sequence_length: 0,
@@ -48,7 +68,8 @@ pub fn engine(choice: &ModelChoice, gpu: Option<&Gpu>, keep: Keep) -> Result<Eng
     };
     let optimizer = OptimizerConfig::default().build(&params);
     let grads = Gradients::zeros(&params);
-    let gpu = gpu.map(|gpu| OnGpu::new(gpu, (&model, &params), &OptimizerConfig::default(), 0)).transpose()?;
+    let cached = if variant.cached { model.blocks.len() } else { 0 };
+    let gpu = gpu.map(|gpu| OnGpu::new(gpu, (&model, &params), &OptimizerConfig::default(), cached)).transpose()?;
     Ok(Engine { model, params, grads, optimizer, arena: Arena::new(), settings, gpu })
 }
 

@@ -13,6 +13,7 @@ mod markdown;
 mod operations;
 mod parity;
 mod quantise;
+mod steps;
 #[cfg(test)]
 mod tests;
 mod throughput;
@@ -34,7 +35,9 @@ use std::time::Instant;
 pub enum Section {
     /// Every operation against the CPU's.
     Parity,
-    /// Training steps against the CPU's.
+    /// Gradients of whole steps against the CPU's.
+    Steps,
+    /// Losses of a training run against the CPU's.
     Curve,
     /// Memory against the plan.
     Memory,
@@ -50,8 +53,9 @@ pub enum Section {
 
 impl Section {
     /// All, in the order of the report.
-    pub const ALL: [Section; 7] = [
+    pub const ALL: [Section; 8] = [
         Section::Parity,
+        Section::Steps,
         Section::Curve,
         Section::Memory,
         Section::Operations,
@@ -64,6 +68,7 @@ impl Section {
     pub fn name(self) -> &'static str {
         match self {
             Section::Parity => "parity",
+            Section::Steps => "steps",
             Section::Curve => "curve",
             Section::Memory => "memory",
             Section::Throughput => "throughput",
@@ -107,7 +112,7 @@ pub struct Options {
     pub sections: Vec<Section>,
     /// Sizes.
     pub scale: Scale,
-    /// Model of the section `curve`; without one a toy with random weights.
+    /// Model of the sections `steps` and `curve`; without one a toy with random weights.
     pub model: Option<PathBuf>,
 }
 
@@ -158,6 +163,7 @@ pub fn run(driver: &Arc<dyn Driver>, options: &Options, told: &mut dyn FnMut(&st
 fn run_section(section: Section, context: &Context<'_>) -> Result<Rows> {
     match section {
         Section::Parity => parity::rows(&context.gpu),
+        Section::Steps => steps::rows(context),
         Section::Curve => curve::rows(context),
         Section::Memory => throughput::memory_rows(context),
         Section::Throughput => throughput::rows(context),

@@ -19,12 +19,13 @@ fn every_section_runs_and_its_checks_pass() {
         assert_eq!((&section["passed"], &section["error"]), (&Value::Bool(true), &Value::Null), "{section:#}");
         assert!(!section["rows"].as_array().unwrap().is_empty(), "{section}");
         let checks = section["rows"].as_array().unwrap().iter().filter(|row| row["passed"].is_boolean()).count();
-        let is_checked = matches!(expected, Section::Parity | Section::Curve | Section::Memory);
+        let is_checked = matches!(expected, Section::Parity | Section::Steps | Section::Curve | Section::Memory);
         assert_eq!(checks > 0, is_checked, "{section}");
     }
     assert_eq!(report["passed"], true);
     let text = markdown(&report);
-    for part in ["# emulated GPU", "## parity", "| attention, backward |", "## throughput", "tokens_per_s"] {
+    for part in ["# emulated GPU", "## parity", "| attention, backward |", "## steps", "## throughput", "tokens_per_s"]
+    {
         assert!(text.contains(part), "{part}:\n{text}");
     }
 }

@@ -4,6 +4,7 @@
 //! CPU computes in bf16 the GPU computes too, up to the order of additions inside a product. Nothing in a pass waits for
 //! the GPU: the losses of a micro-batch are read when the step has been asked for as a whole.
 
+pub mod agreement;
 mod block;
 mod decode;
 mod layer;
