@@ -77,7 +77,9 @@ fn go(config: &RunConfig, moment: Moment, until: u64) -> Option<Result<()>> {
 /// Message and hint of an error that must say all there is to say.
 fn told(error: &Error) -> String {
     let (message, hint) = (error.message(), error.hint_text().unwrap_or_default());
-    for part in ["GPU memory ran out: emulated GPU: no memory for ", " are free; planned were ", "the run can have "] {
+    let parts =
+        ["GPU memory ran out: ", "emulated GPU: no memory for ", " are free; planned were ", "the run can have "];
+    for part in parts {
         assert!(message.contains(part), "{message}");
     }
     assert!(hint.contains("nvidia-smi") && hint.contains("--device cuda:1"), "{hint}");

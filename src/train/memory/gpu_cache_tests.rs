@@ -78,18 +78,31 @@ fn what_is_asked_for_is_done_whatever_there_is() {
 
 #[test]
 fn a_card_of_just_that_memory_holds_what_was_picked() {
-    let config = config(Method::Qlora, |config| config.training.recompute = Recompute::Off);
     let shape = model(6, [128, 256]);
     let blocks = shape.layers;
-    let adapters = Adapters::fresh(&config);
-    let job = Job { evaluates: true, ..Job::new(&config, &shape, &adapters, 1) };
-    let budget = Budget { bytes: None, configured: false };
-    let situation = Situation { job, adapters, model: shape.clone(), program: 10 << 20, budget };
-    let on_gpu = Job { on_gpu: true, ..situation.job.clone() };
-    let peak = |cached| gpu::with_keep(&on_gpu, vec![Keep::Light; blocks], cached).peak();
-    // The engine asks for whole regions: the most blocks that take no more of them than the fewest, and all.
-    let some = (0..blocks).rfind(|cached| peak(*cached) < peak(blocks)).unwrap();
-    assert!(some > 0, "all blocks take a region more than none");
+    let with_windows = |windows| {
+        let config = config(Method::Qlora, |config| {
+            (config.training.micro_batch, config.training.recompute) = (windows, Recompute::Off);
+        });
+        let adapters = Adapters::fresh(&config);
+        let job = Job { evaluates: true, ..Job::new(&config, &shape, &adapters, 1) };
+        let budget = Budget { bytes: None, configured: false };
+        (config, Situation { job, adapters, model: shape.clone(), program: 10 << 20, budget })
+    };
+    let peak_of = |job: &Job, cached| {
+        let on_gpu = Job { on_gpu: true, ..job.clone() };
+        gpu::with_keep(&on_gpu, vec![Keep::Light; blocks], cached).peak()
+    };
+    // The engine asks for whole regions: a batch beside which some blocks fit into what it holds anyway, and not all.
+    let (config, situation, some) = (1..=16)
+        .find_map(|windows| {
+            let (config, situation) = with_windows(windows);
+            let all = peak_of(&situation.job, blocks);
+            let some = (1..blocks).rfind(|cached| peak_of(&situation.job, *cached) < all)?;
+            Some((config, situation, some))
+        })
+        .expect("a batch with a region between some blocks and all");
+    let peak = |cached| peak_of(&situation.job, cached);
     for (expected, bytes) in [(0, peak(0)), (some, least_budget(peak(some))), (blocks, least_budget(peak(blocks)))] {
         // What `Situation::on_gpu` leaves of the card for the driver is taken back.
         let free = (bytes - gpu::CONTEXT..).find(|free| free - free / 50 + gpu::CONTEXT >= bytes).unwrap();
