@@ -125,5 +125,5 @@ fn memory_that_others_take_meanwhile_is_told_with_what_was_planned() {
     limit.store(0, Ordering::Relaxed);
     let _all_that_is_held: Vec<_> = std::iter::from_fn(|| gpu.buffer::<u8>(1, 4096).ok()).collect();
     let options = SamplingOptions { max_tokens: 1, ..SamplingOptions::default() };
-    told(generator.generate(&[1, 17], &options, &mut |_| Ok(true)).err().expect("no memory"));
+    told(generator.generate(&[1, 17], &options, &mut |_| Ok(true)).expect_err("no memory"));
 }
