@@ -7,6 +7,7 @@ mod table;
 use super::model_args::ModelArgs;
 use super::output;
 use crate::adapter::peft;
+use crate::device::DeviceChoice;
 use crate::error::{Error, Result};
 use crate::eval::compare;
 use crate::eval::results::{Results, RESULTS};
@@ -21,6 +22,7 @@ use std::path::{Path, PathBuf};
 #[command(after_help = "Examples:\n  llamantino eval --model MODEL --text wiki_it/ --text english=english.jsonl\n  \
     llamantino eval --model MODEL --adapter runs/NAME/adapter --task xcopa_it=test.it.jsonl --out results/adapted\n  \
     llamantino eval --model MODEL --task m_mmlu_it=test.jsonl --shots 5 --shots-from train.jsonl --limit 500\n  \
+    llamantino eval --model MODEL --adapter runs/NAME/adapter --text wiki_it/ --device cuda\n  \
     llamantino eval --compare results/base results/adapted\n  \
     llamantino eval --model MODEL --text it=wiki_it/ --compare MODEL runs/NAME/adapter\n  \
     llamantino eval --model MODEL --adapter runs/NAME/adapter --text wiki_it/ --as nf4,merged,nf4-again,gguf\n\n\
@@ -29,6 +31,10 @@ pub struct EvalArgs {
     /// Which model.
     #[command(flatten)]
     pub model: Option<ModelArgs>,
+    /// Where to compute: cpu, cuda (the first GPU) or cuda:N, or auto. A GPU scores texts and choices; tasks whose answers are
+    /// written, or compared with the likeliest tokens, are the CPU's.
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: DeviceChoice,
     /// Text to measure bits per byte and perplexity on: a file, folder or glob, with a name before it if there are
     /// several. May be repeated.
     #[arg(long, value_name = "[NAME=]PATH")]
@@ -98,6 +104,9 @@ pub fn run(args: EvalArgs) -> Result<()> {
         return Err(Error::usage("nothing to evaluate").hint("give --text PATH or --task NAME=FILE"));
     }
     if !args.forms.is_empty() {
+        if args.device != DeviceChoice::Cpu {
+            return Err(Error::usage("--as compares forms on the CPU").hint("leave --device out"));
+        }
         return forms::run(&args, model);
     }
     let results = session::evaluate(&args, model, args.out.clone())?;

@@ -8,6 +8,7 @@
 //! Invariant: what a batch answers depends on the batch alone.
 
 use super::encode::{common_beginning, Encoder, Scored};
+use super::on_gpu::OnGpu;
 use super::open;
 use super::task::{Answer, Example, Question};
 use crate::data::template::Template;
@@ -29,6 +30,8 @@ pub struct Evaluator {
     pub(super) dora: DoraScales,
     pub(super) arena: Arena,
     pub(super) settings: Settings,
+    /// The model on a GPU, if that is where the passes run.
+    pub(super) gpu: Option<OnGpu>,
     /// The model's tokenizer.
     pub tokenizer: Tokenizer,
     /// Writes open questions; none: as plain text.
@@ -110,7 +113,7 @@ impl Evaluator {
         model.rope.ensure(settings.context);
         let arena = Arena::new();
         let dora = model.dora_scales(&params, &arena);
-        Evaluator { model, params, dora, arena, settings, tokenizer, template: None }
+        Evaluator { model, params, dora, arena, settings, gpu: None, tokenizer, template: None }
     }
 
     /// How it is asked.
@@ -207,8 +210,12 @@ impl Evaluator {
         let asked = batches.wanted(wanted);
         let longest = asked.iter().flat_map(|batch| batch.iter()).flat_map(|question| &question.sequences);
         let Some(longest) = longest.map(|scored| scored.ids.len() - 1).max() else { return Ok(()) };
-        let mut cache = [KvCache::new(&self.model, longest)];
-        self.read(&batches.trunk, 0, &mut cache);
+        // A GPU reads every sequence from its beginning.
+        let on_cpu = self.gpu.is_none();
+        let mut cache = [KvCache::new(&self.model, if on_cpu { longest } else { 1 })];
+        if on_cpu {
+            self.read(&batches.trunk, 0, &mut cache);
+        }
         for batch in asked {
             let answers = self.score_batch(batch, batches.trunk.len(), &mut cache)?;
             if !receive(answers)? {
@@ -226,21 +233,14 @@ impl Evaluator {
     }
 
     fn score_batch(&self, batch: &[Encoded], trunk: usize, cache: &mut [KvCache]) -> Result<Vec<(usize, Answer)>> {
-        let Layout { stretches, targets, rows } = Layout::of(batch, trunk);
-        let pass = self.pass();
-        let hidden = self.model.extend(&pass, &stretches, cache);
-        let losses = self.model.token_losses(&pass, &hidden, &targets);
-        let sums = rows.iter().map(|rows| losses[rows.clone()].iter().map(|&loss| f64::from(loss)).sum::<f64>());
-        let sums: Vec<f64> = sums.collect();
+        let (sums, hits) = match &self.gpu {
+            Some(gpu) => (gpu.sums(batch)?, Vec::new()),
+            None => self.sums_and_hits(batch, trunk, cache),
+        };
         if let Some(sum) = sums.iter().find(|sum| !sum.is_finite()) {
             return Err(Error::failed(format!("the model's output is not finite (a loss is {sum})"))
                 .hint("the weights are damaged or the adapter diverged: try another text or model"));
         }
-        let is_continuation = |question: &Encoded| question.kind == Kind::Continuation;
-        let hits = match batch.iter().any(is_continuation) {
-            true => self.model.greedy_hits(&pass, &hidden, &targets),
-            false => Vec::new(),
-        };
         let (mut sums, mut hits) = (sums.into_iter(), hits.into_iter());
         let answer = |question: &Encoded| {
             let sums: Vec<f64> = sums.by_ref().take(question.sequences.len()).collect();
@@ -257,6 +257,21 @@ impl Evaluator {
             (question.example, answer)
         };
         Ok(batch.iter().map(answer).collect())
+    }
+
+    /// The summed loss of each sequence's scored tokens, and for continuations whether each token is the likeliest.
+    fn sums_and_hits(&self, batch: &[Encoded], trunk: usize, cache: &mut [KvCache]) -> (Vec<f64>, Vec<bool>) {
+        let Layout { stretches, targets, rows } = Layout::of(batch, trunk);
+        let pass = self.pass();
+        let hidden = self.model.extend(&pass, &stretches, cache);
+        let losses = self.model.token_losses(&pass, &hidden, &targets);
+        let sums = rows.iter().map(|rows| losses[rows.clone()].iter().map(|&loss| f64::from(loss)).sum::<f64>());
+        let is_continuation = |question: &Encoded| question.kind == Kind::Continuation;
+        let hits = match batch.iter().any(is_continuation) {
+            true => self.model.greedy_hits(&pass, &hidden, &targets),
+            false => Vec::new(),
+        };
+        (sums.collect(), hits)
     }
 }
 

@@ -5,6 +5,8 @@ use crate::data::testing::{byte_level, byte_level_folder};
 use crate::eval::task::Gold;
 use crate::model::random::RandomWeights;
 use crate::model::{self, LoadOptions, ModelConfig, Rows};
+use crate::ops::gpu::Gpu;
+use crate::quant::QuantConfig;
 use serde_json::json;
 
 pub(in crate::eval) fn evaluator(context: usize) -> Evaluator {
@@ -17,15 +19,32 @@ pub(in crate::eval) fn another(context: usize) -> Evaluator {
 }
 
 fn with_weights(seed: u64, context: usize) -> Evaluator {
+    let parts = model::load(&config(32), &RandomWeights::new(seed, 0.4), &LoadOptions::frozen(512), &mut |_, _| {});
+    Evaluator::new(parts.unwrap(), byte_level_folder().load(), settings(context))
+}
+
+fn settings(context: usize) -> Settings {
+    Settings { compute: Compute::F32, context, bos: true }
+}
+
+/// A model with heads as wide as a GPU's kernels want them, its linears in 4 bits, here or on a GPU.
+pub(in crate::eval) fn wide(context: usize, gpu: Option<&Gpu>) -> Evaluator {
+    let quantize = Some(QuantConfig::default());
+    let options = LoadOptions { gpu: gpu.cloned(), quantize, ..LoadOptions::frozen(512) };
+    let parts = model::load(&config(64), &RandomWeights::new(3, 0.1), &options, &mut |_, _| {}).unwrap();
     let tokenizer = byte_level_folder().load();
+    match gpu {
+        Some(gpu) => Evaluator::on_gpu(gpu, parts, tokenizer, settings(context)).unwrap(),
+        None => Evaluator::new(parts, tokenizer, settings(context)),
+    }
+}
+
+fn config(hidden: usize) -> ModelConfig {
     let vocabulary = byte_level()["model"]["vocab"].as_object().unwrap().len() + 4;
-    let config = json!({"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    let config = json!({"model_type": "llama", "hidden_size": hidden, "intermediate_size": 64, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": vocabulary, "rms_norm_eps": 1e-5,
         "max_position_embeddings": 512, "tie_word_embeddings": true});
-    let config = ModelConfig::from_json(config).unwrap();
-    let options = LoadOptions::frozen(512);
-    let parts = model::load(&config, &RandomWeights::new(seed, 0.4), &options, &mut |_, _| {}).unwrap();
-    Evaluator::new(parts, tokenizer, Settings { compute: Compute::F32, context, bos: true })
+    ModelConfig::from_json(config).unwrap()
 }
 
 /// Minus the loss of the scored tokens, by a plain pass over the sequence.
@@ -46,13 +65,13 @@ fn plain(evaluator: &Evaluator, scored: &Scored) -> (f64, bool) {
     (sum, greedy)
 }
 
-fn choices(id: usize, context: &str, choices: &[&str]) -> Example {
+pub(in crate::eval) fn choices(id: usize, context: &str, choices: &[&str]) -> Example {
     let choices = choices.iter().map(|choice| (*choice).to_string()).collect();
     let question = Question::Choices { context: context.into(), choices };
     Example { id: id.to_string(), question, gold: Gold::None }
 }
 
-fn answers(evaluator: &Evaluator, examples: &[Example], shots: &str) -> Vec<Answer> {
+pub(in crate::eval) fn answers(evaluator: &Evaluator, examples: &[Example], shots: &str) -> Vec<Answer> {
     let batches = evaluator.batches(examples, &|_| shots.to_string()).unwrap();
     let mut answers: Vec<Option<Answer>> = vec![None; examples.len()];
     let mut receive = |batch: Vec<(usize, Answer)>| {

@@ -13,6 +13,7 @@ use crate::eval::store::Identity;
 use crate::eval::text::{self, Cut, TEXT};
 use crate::eval::{tasks, Evaluator, Question, Task};
 use crate::model::OpenModel;
+use crate::ops::gpu::Gpu;
 use serde_json::{json, Value};
 use std::path::{Path, PathBuf};
 
@@ -35,12 +36,14 @@ pub fn evaluate(args: &EvalArgs, model: &ModelArgs, out: Option<PathBuf>) -> Res
     let opened = model.open()?;
     let evaluator = evaluator(args, model, &opened)?;
     let mut results = Results::open(out, model_identity(model, &opened, &evaluator)?)?;
-    for target in &targets {
-        let (job, identity) = match &target.task {
-            None => text_job(args, target, &evaluator)?,
-            Some(task) => task_job(args, target, task, &evaluator)?,
-        };
-        let mut store = results.store(&job.name, &identity)?;
+    let job = |target: &Target| match &target.task {
+        None => text_job(args, target, &evaluator),
+        Some(task) => task_job(args, target, task, &evaluator),
+    };
+    let jobs = targets.iter().map(job).collect::<Result<Vec<_>>>()?;
+    jobs.iter().try_for_each(|(job, _)| evaluator.check(&job.examples).map_err(|error| error.at(&job.name)))?;
+    for (job, identity) in &jobs {
+        let mut store = results.store(&job.name, identity)?;
         let bar = progress::timed(0, &job.name);
         let outcome = job.run(&evaluator, &mut store, &mut |done, total| {
             bar.set_length(total as u64);
@@ -56,7 +59,7 @@ pub fn evaluate(args: &EvalArgs, model: &ModelArgs, out: Option<PathBuf>) -> Res
                 job.name
             ));
         }
-        results.add(&job.name, &job.task, &identity, &outcome)?;
+        results.add(&job.name, &job.task, identity, &outcome)?;
     }
     Ok(results)
 }
@@ -102,10 +105,16 @@ pub fn targets(args: &EvalArgs) -> Result<Vec<Target>> {
 /// # Errors
 /// Files that are missing or do not fit together.
 pub fn evaluator(args: &EvalArgs, model: &ModelArgs, opened: &OpenModel) -> Result<Evaluator> {
-    let Loaded { model: llama, params, tokenizer, context } = model.load_parts(opened, None)?;
+    let device = args.device.open()?;
+    device.note.iter().for_each(|note| output::note(note));
+    let gpu = device.gpu.map(Gpu::new);
+    let Loaded { model: llama, params, tokenizer, context } = model.load_parts(opened, gpu.as_ref())?;
     tokenizer.warnings().iter().for_each(|warning| output::warning(warning));
     let settings = Settings { compute: model.compute.into(), context, bos: !args.no_bos };
-    let mut evaluator = Evaluator::new((llama, params), tokenizer, settings);
+    let mut evaluator = match gpu {
+        Some(gpu) => Evaluator::on_gpu(&gpu, (llama, params), tokenizer, settings)?,
+        None => Evaluator::new((llama, params), tokenizer, settings),
+    };
     evaluator.template = template(args, model, opened)?;
     Ok(evaluator)
 }
@@ -132,11 +141,14 @@ fn model_identity(model: &ModelArgs, opened: &OpenModel, evaluator: &Evaluator) 
         Some(folder) => hash_files(&[folder.join(peft::CONFIG_FILE), folder.join(peft::TENSOR_FILE)])?.into(),
     };
     let settings = evaluator.settings();
-    let identity = json!({
+    let mut identity = json!({
         "weights": opened.hash()?, "adapter": adapter, "nf4_on_load": model.nf4, "compute": settings.compute,
         "tokenizer": evaluator.tokenizer.fingerprint().to_hex().as_str(), "context": settings.context,
         "bos": settings.bos,
     });
+    if let Some(device) = evaluator.device() {
+        identity["device"] = device.into();
+    }
     Ok(identity.as_object().cloned().unwrap_or_default())
 }
 
