@@ -224,7 +224,8 @@ class Bench:
             for who in order:
                 found[who].append(run(commands[who], self.a.threads))
         rates = {who: [result[key] for result in results] for who, results in found.items()}
-        memory = {who: max(result["peak_rss_mib"] for result in results) for who, results in found.items()}
+        # Quantising reports no memory: both make their input first.
+        memory = {who: max(result.get("peak_rss_mib", 0) for result in results) or "" for who, results in found.items()}
         for peer in peers:
             ratio = statistics.median(o / p for o, p in zip(rates["ours"], rates[peer]))
             medians = [statistics.median(rates[who]) for who in ("ours", peer)]

@@ -3,7 +3,8 @@
 use super::avx2::{self, half_tables, look_up, Avx2};
 use super::avx512::Avx512;
 use super::avx512bf16::{narrow, Pairs};
-use super::gemv_nf4::{batch, split, Format, Functions, Rounding, RowsFn};
+use super::gemv_nf4::{Functions, Rounding, RowsFn};
+use super::gemv_nf4_rows::{batch, split, Format};
 use super::kernel::{Dot, MOST_ROWS};
 use super::pack_nf4_avx512;
 use super::pack_nf4_bf16::before_bf16;

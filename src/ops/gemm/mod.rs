@@ -22,6 +22,8 @@ mod gemv;
 mod gemv_half;
 mod gemv_nf4;
 #[cfg(target_arch = "x86_64")]
+mod gemv_nf4_rows;
+#[cfg(target_arch = "x86_64")]
 mod gemv_nf4_x86;
 mod gemv_row;
 mod kernel;

@@ -2,7 +2,9 @@
 //!
 //! The clock rate drifts, so a share of the peak means something only where the peak is taken right beside the figure.
 
-use crate::device::{cpu_path, Compute, CpuPath};
+#[cfg(target_arch = "x86_64")]
+use crate::device::CpuPath;
+use crate::device::{cpu_path, Compute};
 use std::time::Instant;
 
 /// Rounds of a loop: some tens of microseconds.
