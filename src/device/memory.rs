@@ -148,11 +148,11 @@ mod tests {
     fn the_tightest_group_of_version_2_counts_without_its_cached_files() {
         let root = machine(&[
             MEMINFO,
-            ("proc/self/cgroup", "0::/work/run\n"),
-            ("sys/fs/cgroup/work/run/memory.max", "max\n"),
-            ("sys/fs/cgroup/work/memory.max", "500000000\n"),
-            ("sys/fs/cgroup/work/memory.current", "450000000\n"),
-            ("sys/fs/cgroup/work/memory.stat", "anon 5\ninactive_file 300000000\n"),
+            ("proc/self/cgroup", "0::/jobs/run\n"),
+            ("sys/fs/cgroup/jobs/run/memory.max", "max\n"),
+            ("sys/fs/cgroup/jobs/memory.max", "500000000\n"),
+            ("sys/fs/cgroup/jobs/memory.current", "450000000\n"),
+            ("sys/fs/cgroup/jobs/memory.stat", "anon 5\ninactive_file 300000000\n"),
         ]);
         let state = state_under(root.path());
         assert_eq!((state.limit, state.left), (Some(500_000_000), Some(350_000_000)));

@@ -1,5 +1,6 @@
 //! What computes the logits of a generator: the CPU or a GPU, each with the cache of one sequence.
 
+use crate::device::cuda::requirements::FREE_THE_CARD;
 use crate::device::Compute;
 use crate::error::{Error, Result};
 use crate::model::cuda::{generation_bytes, linear_bytes, GpuKvCache, GpuLlama, GpuParams};
@@ -88,7 +89,7 @@ fn explain(error: Error, planned: usize, context: usize) -> Error {
         error.message(),
         gib(planned)
     ))
-    .hint(format!("end other programs that use the card (`nvidia-smi` lists them), or {LESS}"))
+    .hint(format!("{FREE_THE_CARD}, or {LESS}"))
 }
 
 impl Engine {

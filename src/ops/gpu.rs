@@ -6,6 +6,7 @@
 //! Where a buffer lies is decided by [`Space`], as on the CPU, so the memory planner can replay it.
 
 use super::space::{Place, Space};
+use crate::device::cuda::requirements::more_memory;
 use crate::device::cuda::{Argument, Driver, Launch, Operand, Output, Product};
 use crate::error::{Error, Result};
 use half::bf16;
@@ -118,7 +119,7 @@ impl Gpu {
             mib(wanted),
             mib(held)
         ))
-        .hint("end other programs that use the card (`nvidia-smi` lists them), or take another one: --device cuda:1")
+        .hint(more_memory())
     }
 
     /// A `[rows, cols]` buffer with these values.

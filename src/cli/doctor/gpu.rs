@@ -55,9 +55,10 @@ pub(super) fn items(files: &Nvidia, answer: &Answer) -> Vec<Item> {
                 None => item,
             });
         }
-        Answer::Works(Found { cards, driver, kernels, cublas }) => {
+        Answer::Works(found) => {
+            let Found { cards, driver, kernels, cublas } = found;
             let speaks = format!("CUDA {}, {} GPUs", version(*driver), cards.len());
-            items.push(match driver / 1000 < kernels / 1000 {
+            items.push(match found.is_driver_older() {
                 false => Item::new("CUDA driver", State::Fine, speaks),
                 true => Item::new("CUDA driver", State::Note, speaks)
                     .hint(format!("the kernels were built with CUDA {}: install a newer driver", version(*kernels))),

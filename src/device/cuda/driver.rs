@@ -6,7 +6,7 @@
 //! Reference: CUDA driver API and cuBLAS documentation; bindings by cudarc.
 
 use super::pinned::Pinned;
-use super::requirements::{advice, check, Found};
+use super::requirements::{advice, check, more_memory, Found};
 use super::{DeviceMemory, Driver, Launch, Output, Product};
 use crate::error::{Error, Result};
 use cudarc::cublas::{result as cublas, sys as blas};
@@ -33,8 +33,7 @@ fn fault(what: &str, error: impl std::fmt::Display) -> Error {
 
 /// What is known where the driver says so; who planned the memory says more.
 fn no_memory(what: &str) -> Error {
-    Error::out_of_memory(format!("GPU: {what}: out of memory"))
-        .hint("end other programs that use the card (`nvidia-smi` lists them), or take another one: --device cuda:1")
+    Error::out_of_memory(format!("GPU: {what}: out of memory")).hint(more_memory())
 }
 
 fn blas_error(what: &'static str) -> impl Fn(cublas::CublasError) -> Error {

@@ -12,6 +12,14 @@ pub const OLDEST_CARD: (i32, i32) = (8, 0);
 /// Compute capability up to whose major number there is machine code; the driver translates PTX for newer cards.
 const NEWEST_MACHINE_CODE: i32 = 9;
 
+/// What frees memory of a card.
+pub const FREE_THE_CARD: &str = "end other programs that use the card (`nvidia-smi` lists them)";
+
+/// [`FREE_THE_CARD`], or a card that has memory.
+pub fn more_memory() -> String {
+    format!("{FREE_THE_CARD}, or take another one: --device cuda:1")
+}
+
 /// What a machine offers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
@@ -23,6 +31,13 @@ pub struct Found {
     pub kernels: i32,
     /// Whether cuBLAS can be opened.
     pub cublas: bool,
+}
+
+impl Found {
+    /// Whether the driver speaks an older major version than the kernels were built with.
+    pub fn is_driver_older(&self) -> bool {
+        self.driver / 1000 < self.kernels / 1000
+    }
 }
 
 /// `13010` as `13.1`.
@@ -47,7 +62,7 @@ pub fn check(found: &Found, ordinal: usize) -> Result<()> {
         .hint("name a newer card (`llamantino doctor` lists them), or use --device cpu"));
     }
     let is_translated = capability.0 > NEWEST_MACHINE_CODE;
-    if found.driver / 1000 < found.kernels / 1000 || (is_translated && found.driver < found.kernels) {
+    if found.is_driver_older() || (is_translated && found.driver < found.kernels) {
         let branch = match found.kernels / 1000 {
             13 => " (version 580 or newer)",
             12 => " (version 525 or newer)",

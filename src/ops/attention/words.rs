@@ -13,12 +13,30 @@ use crate::ops::Matrix;
 use std::ops::Range;
 
 /// Which values share a word.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy)]
 pub(super) enum Form {
     /// Two neighbours of a row.
     Neighbours,
     /// The same column of two rows.
     Interleaved,
+}
+
+impl Form {
+    /// Words of a row.
+    fn width(self, head_dim: usize) -> usize {
+        match self {
+            Form::Neighbours => row_words(head_dim),
+            Form::Interleaved => head_dim.next_multiple_of(PADDING),
+        }
+    }
+
+    /// Rows in a word.
+    fn rows(self) -> usize {
+        match self {
+            Form::Neighbours => 1,
+            Form::Interleaved => 2,
+        }
+    }
 }
 
 /// One of k and v.
@@ -68,22 +86,4 @@ pub(super) fn convert<const N: usize>(
         }
     });
     converted
-}
-
-impl Form {
-    /// Words of a row.
-    fn width(self, head_dim: usize) -> usize {
-        match self {
-            Form::Neighbours => row_words(head_dim),
-            Form::Interleaved => head_dim.next_multiple_of(PADDING),
-        }
-    }
-
-    /// Rows in a word.
-    fn rows(self) -> usize {
-        match self {
-            Form::Neighbours => 1,
-            Form::Interleaved => 2,
-        }
-    }
 }

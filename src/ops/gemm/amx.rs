@@ -339,7 +339,7 @@ unsafe fn put(tile: &Tile, first: usize, columns: usize, sums: &[f32]) {
 const AHEAD: usize = 256;
 
 /// # Safety
-/// `rows` (at most 16) of `columns` values are readable, and whole tiles for them writable; AVX-512 BF16 is available.
+/// As [`super::kernel::RowsToTilesFn`]; AVX-512 BF16 is available.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
 unsafe fn tiles_of_rows(first: *const f32, stride: usize, (rows, columns): (usize, usize), to: *mut f32) {
     for (tile, column) in (0..columns).step_by(2 * SIDE).enumerate() {

@@ -91,13 +91,19 @@ pub(super) type TileFn = unsafe fn(&Tile);
 /// The pointers of the tile are good for the rows, and for whole vectors of the panel; the instruction set is available.
 pub(super) type WholeFn = unsafe fn(&Tile, rows: usize, columns: usize);
 
+/// Rows of f32, `stride` apart, to tiles of words of two bf16. The last tile of a row is filled up with zeros.
+///
+/// # Safety
+/// As many rows (at most 16) and columns as `shape` says are readable, and whole tiles for them writable; the instruction
+/// set is available.
+pub(super) type RowsToTilesFn = unsafe fn(first: *const f32, stride: usize, shape: (usize, usize), to: *mut f32);
+
 /// What kernels on tile registers have instead of [`Kernels::tiles`].
 pub(super) struct TileFns {
     /// The products.
     pub whole: WholeFn,
-    /// Up to 16 rows of `columns` f32, `stride` apart, as tiles of words of two bf16: the operand A. The last tile is
-    /// filled up with zeros.
-    pub from_rows: unsafe fn(first: *const f32, stride: usize, shape: (usize, usize), to: *mut f32),
+    /// The operand A.
+    pub from_rows: RowsToTilesFn,
 }
 
 /// [`Kernels::rows_at_once`] of kernels with tiles of 8 and 12 rows.

@@ -8,6 +8,7 @@
 use super::gpu_replay::{self, GpuBytes};
 use super::job::Job;
 use super::{choices, most_blocks, refusal, remedies, shown, Budget, Parts, Plan, Situation};
+use crate::device::cuda::requirements::more_memory;
 use crate::error::{Error, Result};
 use crate::model::Keep;
 use crate::ops::gpu::Gpu;
@@ -133,7 +134,7 @@ pub fn explain(config: &RunConfig, plan: &Plan, gpu: &Gpu, error: Error) -> Erro
         shown(CONTEXT),
         shown(now as u64)
     );
-    let others = "end other programs that use the card (`nvidia-smi` lists them), or take another one: --device cuda:1";
+    let others = more_memory();
     let again = situation.plan();
     let hint = if situation.budget.holds(again.peak()) {
         format!(
