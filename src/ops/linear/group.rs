@@ -55,7 +55,7 @@ pub fn forward(linears: &[Linear<'_>], x: MatRef<'_>, mut ys: Vec<&mut Matrix>, 
     for (linear, hidden) in linears.iter().zip(&mut hidden) {
         if let (Some(adapter), Some(hidden)) = (&linear.adapter, hidden) {
             let a = Right::transposed(WeightRef::F32(adapter.a));
-            batch.sum(hidden.view_mut(), false, vec![(&input[0], a, 1.0)]);
+            batch.sum(hidden.view_mut(), false, vec![(&input[0], a, adapter.scale)]);
         }
     }
     batch.run();
@@ -66,7 +66,7 @@ pub fn forward(linears: &[Linear<'_>], x: MatRef<'_>, mut ys: Vec<&mut Matrix>, 
     for (linear, y) in linears.iter().zip(&mut ys) {
         let mut terms = vec![(&input[0], Right::transposed(linear.weight), 1.0)];
         if let Some(adapter) = &linear.adapter {
-            terms.push((&low[index], Right::transposed(WeightRef::F32(adapter.b)), adapter.scale));
+            terms.push((&low[index], Right::transposed(WeightRef::F32(adapter.b)), 1.0));
             index += 1;
         }
         batch.sum(y.view_mut(), false, terms);
@@ -190,7 +190,7 @@ fn batched_adapter_gradients(
         let (rank, rows) = (adapter.a.rows, adapter.b.rows);
         shared.push((&low[adapters.len() + index], MatMut::new(da, rank, adapter.a.cols), 1.0));
         let dy = Right::plain(WeightRef::F32(adapted[index].1.dy.view()));
-        batch.turned(MatMut::new(db, rows, rank), true, (&low[index], dy, adapter.scale));
+        batch.turned(MatMut::new(db, rows, rank), true, (&low[index], dy, 1.0));
     }
     batch.share(Right::plain(WeightRef::F32(x)), true, shared);
     batch.run();

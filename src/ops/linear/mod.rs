@@ -3,18 +3,20 @@
 //! With `x [T,K]`, frozen or trained weight `W [N,K]`, adapter `A [R,K]`, `B [N,R]`, scale `s`, and `x̃ = dropout(x)`:
 //!
 //! ```text
-//! forward    u = x̃·Aᵀ                      y = x·Wᵀ + bias + s·u·Bᵀ
+//! forward    u = s·x̃·Aᵀ                    y = x·Wᵀ + bias + u·Bᵀ
 //! backward   du = s·dy·B                   dx (+)= dy·W + dropout'(du·A)
-//!            dB += s·dyᵀ·u                 dA += duᵀ·x̃          (trained W: dW += dyᵀ·x, dbias += Σ_t dy)
+//!            dB += dyᵀ·u                   dA += duᵀ·x̃          (trained W: dW += dyᵀ·x, dbias += Σ_t dy)
 //! ```
 //!
 //! DoRA scales output column `n` by `g[n] = m[n] / ‖W + s·B·A‖ₙ`, the norm counting as a constant, exactly as PEFT does:
 //!
 //! ```text
-//! forward    y = x·Wᵀ + bias + (g-1)∘(x̃·Wᵀ) + g∘(s·u·Bᵀ)
+//! forward    y = x·Wᵀ + bias + (g-1)∘(x̃·Wᵀ) + g∘(u·Bᵀ)
 //! backward   du = s·(g∘dy)·B               dx (+)= dy·W + dropout'(((g-1)∘dy)·W + du·A)
-//!            dB += s·(g∘dy)ᵀ·u             dm[n] += Σ_t dy[t,n]·(x̃·Wᵀ + s·u·Bᵀ)[t,n] / ‖·‖ₙ
+//!            dB += (g∘dy)ᵀ·u               dm[n] += Σ_t dy[t,n]·(x̃·Wᵀ + u·Bᵀ)[t,n] / ‖·‖ₙ
 //! ```
+//!
+//! The scale is on the narrow u, so that the products that make or read a wide matrix add what they find.
 //!
 //! The input gradient and the parameter gradients are separate calls, because the step obtains the input of `down_proj`
 //! as a by-product of the backward pass that follows the first and precedes the second.
@@ -101,7 +103,7 @@ fn add_adapter(linear: &Linear<'_>, adapter: &Adapter<'_>, x: MatRef<'_>, y: &mu
     let dropped = dropped_input(adapter, x, arena);
     let input = dropped.as_ref().map_or(x, Matrix::view);
     let hidden = low_rank(adapter, input, arena, linear.compute);
-    let add = Store::add(linear.compute).scaled(adapter.scale);
+    let add = Store::add(linear.compute);
     match (adapter.dora, &dropped) {
         (None, _) => matmul_nt(hidden.view(), WeightRef::F32(adapter.b), y.view_mut(), add),
         (Some(dora), None) => {
@@ -113,8 +115,7 @@ fn add_adapter(linear: &Linear<'_>, adapter: &Adapter<'_>, x: MatRef<'_>, y: &mu
             matmul_nt(input, linear.weight, part.view_mut(), Store::set(linear.compute));
             columns::scale_by(&mut part, dora.factor, -1.0);
             columns::add(y, &part);
-            let set = Store::set(linear.compute).scaled(adapter.scale);
-            matmul_nt(hidden.view(), WeightRef::F32(adapter.b), part.view_mut(), set);
+            matmul_nt(hidden.view(), WeightRef::F32(adapter.b), part.view_mut(), Store::set(linear.compute));
             columns::scale(&mut part, dora.factor);
             columns::add(y, &part);
         }
@@ -122,10 +123,10 @@ fn add_adapter(linear: &Linear<'_>, adapter: &Adapter<'_>, x: MatRef<'_>, y: &mu
     hidden
 }
 
-/// `u [T,R] = input·Aᵀ`.
+/// `u [T,R] = s·input·Aᵀ`.
 fn low_rank(adapter: &Adapter<'_>, input: MatRef<'_>, arena: &Arena, compute: Compute) -> Matrix {
     let mut hidden = arena.matrix(input.rows, adapter.a.rows);
-    matmul_nt(input, WeightRef::F32(adapter.a), hidden.view_mut(), Store::set(compute));
+    matmul_nt(input, WeightRef::F32(adapter.a), hidden.view_mut(), Store::set(compute).scaled(adapter.scale));
     hidden
 }
 
@@ -242,13 +243,12 @@ fn adapter_gradients(
     let (rank, cols, rows) = (adapter.a.rows, adapter.a.cols, adapter.b.rows);
     matmul_tn(hidden_gradient.view(), input, MatMut::new(grads.get_mut(adapter.a_id), rank, cols), add);
     let db = MatMut::new(grads.get_mut(adapter.b_id), rows, rank);
-    matmul_tn(dy_adapter.view(), hidden.view(), db, add.scaled(adapter.scale));
+    matmul_tn(dy_adapter.view(), hidden.view(), db, add);
 
     if let Some(dora) = adapter.dora {
         let mut product = arena.matrix(dy.rows(), dy.cols());
         matmul_nt(input, linear.weight, product.view_mut(), Store::set(compute));
-        let add = Store::add(compute).scaled(adapter.scale);
-        matmul_nt(hidden.view(), WeightRef::F32(adapter.b), product.view_mut(), add);
+        matmul_nt(hidden.view(), WeightRef::F32(adapter.b), product.view_mut(), Store::add(compute));
         columns::add_magnitude_gradient(dy, &product, dora.norm, grads.get_mut(dora.magnitude_id));
     }
 }
