@@ -65,7 +65,7 @@ unsafe fn run(product: Product<'_>, a: *const f32, a_row: usize) {
                     scale_and_add(to.add(first * c.row), (c.row, count), &factors[first..], sums);
                 }),
             };
-            blocks(words, (rows, count), to);
+            blocks(&[words], (rows, count), to);
         }
     }
 }

@@ -13,7 +13,7 @@
 
 use super::avx512::{first_lanes, Avx512};
 use super::avx512bf16::{narrow, KERNELS as WITHOUT_TILES};
-use super::kernel::{Kernels, Lanes, Tile, TileFns};
+use super::kernel::{Kernels, Lanes, Tile, TileFns, MOST_TERMS};
 use std::arch::asm;
 use std::arch::x86_64::{_mm512_maskz_loadu_ps, _mm512_storeu_si512, _mm_prefetch, _MM_HINT_T0};
 use std::cell::Cell;
@@ -78,6 +78,9 @@ struct Sums(MaybeUninit<[f32; 4 * SIDE * SIDE]>);
 /// From one row of [`Sums`] to the next, in bytes.
 const SUMS_ROW: usize = SUMS * size_of::<f32>();
 
+/// Bytes of a row of a tile, which is a cache line.
+const LINE: usize = SIDE * size_of::<f32>();
+
 /// `steps` times: the tiles of A and of the panel, and what they add to C. The pointers move on.
 macro_rules! multiply {
     ($steps:expr, $a:expr, $b:expr, $a_row:expr, $b_depth:expr; $($line:literal),*) => {
@@ -103,31 +106,33 @@ struct Block {
     lower: bool,
     /// Two tiles of columns.
     right: bool,
-    /// The upper rows of A, and the lower ones.
-    a: (*const f32, *const f32),
-    b: *const f32,
-    /// From one row of A to the next, and from one tile to the next of the same rows, in bytes.
-    a_row: (usize, usize),
-    /// From one depth of the panel to the next, in bytes.
-    b_depth: usize,
 }
 
 impl Block {
-    /// Adds `steps` (at least one) tiles of depth from word `from` on to the tiles of C.
+    /// Adds `steps` (at least one) tiles of depth from word `from` on to the tiles of C, which begin at row `first`.
     ///
     /// # Safety
     /// The tiles have shapes that fit, and A and the panel are readable in them; AMX may be used.
     #[inline(always)]
-    unsafe fn multiply(&self, from: usize, steps: usize) {
-        let Block { a_row, b_depth, .. } = *self;
-        let ahead = from / SIDE * a_row.1;
-        let (a, b) = (
-            (self.a.0.wrapping_byte_add(ahead), self.a.1.wrapping_byte_add(ahead)),
-            self.b.wrapping_byte_add(from * b_depth),
-        );
+    unsafe fn multiply(&self, words: &Words, first: usize, (from, steps): (usize, usize)) {
+        const WORD: usize = size_of::<f32>();
+        let a_row = (words.a_row * WORD, words.a_step * WORD);
+        let b_depth = words.b_depth * WORD;
+        let at = |row: usize| words.a.wrapping_add(row / SIDE * words.a_rows).wrapping_byte_add(from / SIDE * a_row.1);
+        let (a, b) = ((at(first), at(first + SIDE)), words.b.wrapping_byte_add(from * b_depth));
+        // Whether the rows of A lie as tiles, one after the other.
+        let lies_as_tiles = a_row == (LINE, SIDE * LINE);
         // SAFETY: by contract.
         unsafe {
             match (self.lower, self.right) {
+                // The tiles of A after the next: a thread that shares its core waits for each load, one after the other.
+                (true, true) if lies_as_tiles => multiply!(steps, a, b, a_row, b_depth;
+                    "tileloadd tmm6, [{b} + {b_depth}]", "tileloadd tmm7, [{b} + {b_depth} + 64]",
+                    "tileloadd tmm4, [{a} + {a_row}]", "tileloadd tmm5, [{lower} + {a_row}]",
+                    ".irp line, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
+                    "prefetcht0 [{a} + 2048 + 64 * \\line]", "prefetcht0 [{lower} + 2048 + 64 * \\line]", ".endr",
+                    "tdpbf16ps tmm0, tmm4, tmm6", "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tdpbf16ps tmm2, tmm5, tmm6", "tdpbf16ps tmm3, tmm5, tmm7"),
                 (true, true) => multiply!(steps, a, b, a_row, b_depth;
                     "tileloadd tmm6, [{b} + {b_depth}]", "tileloadd tmm7, [{b} + {b_depth} + 64]",
                     "tileloadd tmm4, [{a} + {a_row}]", "tileloadd tmm5, [{lower} + {a_row}]",
@@ -216,6 +221,11 @@ pub(in crate::ops) struct Words {
     pub depth: usize,
 }
 
+impl Words {
+    const NOTHING: Words =
+        Words { a: std::ptr::null(), a_row: 0, a_step: 0, a_rows: 0, b: std::ptr::null(), b_depth: 0, depth: 0 };
+}
+
 /// Where sums go.
 pub(in crate::ops) enum Destination<F> {
     /// To memory as they are, or on top of what is there: whole tiles of columns, rows so many words apart.
@@ -227,49 +237,44 @@ pub(in crate::ops) enum Destination<F> {
 /// Columns of a row of sums that a function gets.
 pub(in crate::ops) const SUMS: usize = 2 * SIDE;
 
-/// The products of `rows` rows with `columns` (at most 32), up to 32 rows at a time.
+/// The sum of the products of `rows` rows with `columns` (at most 32), up to 32 rows at a time. Only the last product may
+/// end in the middle of a tile.
 ///
 /// # Safety
 /// The rows and, at each depth, whole vectors for the columns are readable, and memory for the sums is writable; AMX may
 /// be used.
 #[inline(always)]
 pub(in crate::ops) unsafe fn blocks(
-    words: Words,
+    products: &[Words],
     (rows, columns): (usize, usize),
     mut to: Destination<impl FnMut(usize, &[f32])>,
 ) {
     debug_assert!(columns <= 2 * SIDE);
-    let (steps, rest) = (words.depth / SIDE, words.depth % SIDE);
+    let whole = products.iter().any(|words| words.depth >= SIDE);
+    let rest = products.last().map_or(0, |words| words.depth % SIDE);
+    debug_assert!(products.iter().rev().skip(1).all(|words| words.depth.is_multiple_of(SIDE)));
     let mut sums = Sums(MaybeUninit::uninit());
     let sums = sums.0.as_mut_ptr().cast::<f32>();
     for first in (0..rows).step_by(2 * SIDE) {
         let height = (rows - first).min(2 * SIDE);
         let (upper, lower) = (height.min(SIDE), height.saturating_sub(SIDE));
-        let at = |row: usize| words.a.wrapping_add(row / SIDE * words.a_rows);
-        let block = Block {
-            lower: lower > 0,
-            right: columns > SIDE,
-            a: (at(first), at(first + SIDE)),
-            b: words.b,
-            a_row: (words.a_row * size_of::<f32>(), words.a_step * size_of::<f32>()),
-            b_depth: words.b_depth * size_of::<f32>(),
-        };
+        let block = Block { lower: lower > 0, right: columns > SIDE };
         // SAFETY: the shapes are those of the block; rows, depths and columns are the caller's.
         unsafe {
-            Shapes::load(upper, lower, if steps > 0 { SIDE } else { rest });
+            Shapes::load(upper, lower, if whole { SIDE } else { rest });
             if let Destination::Memory { to, row, accumulate: true } = to {
                 block.restore(to.add(first * row), row * size_of::<f32>());
             }
-            if steps > 0 {
-                block.multiply(0, steps);
+            for words in products.iter().filter(|words| words.depth >= SIDE) {
+                block.multiply(words, first, (0, words.depth / SIDE));
             }
-            if steps > 0 && rest > 0 {
-                block.store(sums, SUMS_ROW);
-                Shapes::load(upper, lower, rest);
-                block.restore(sums, SUMS_ROW);
-            }
-            if rest > 0 {
-                block.multiply(steps * SIDE, 1);
+            if let Some(words) = products.last().filter(|_| rest > 0) {
+                if whole {
+                    block.store(sums, SUMS_ROW);
+                    Shapes::load(upper, lower, rest);
+                    block.restore(sums, SUMS_ROW);
+                }
+                block.multiply(words, first, (words.depth - rest, 1));
             }
             match &mut to {
                 Destination::Memory { to, row, .. } => block.store(to.add(first * *row), *row * size_of::<f32>()),
@@ -292,32 +297,39 @@ pub(in crate::ops) unsafe fn blocks(
     }
 }
 
-/// `rows` rows of C and the `columns` (at most 32) of one panel.
+/// `rows` rows of C and the `columns` (at most 32) of the panels.
 ///
 /// # Safety
-/// The tile's pointers are good for these rows and for whole vectors of the panel; AMX may be used.
+/// The tiles' pointers are good for these rows and for whole vectors of the panels; AMX may be used.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-unsafe fn rows_of_panel(tile: &Tile, rows: usize, columns: usize) {
-    debug_assert!(tile.a_depth == 1);
-    let Tile { a, a_row, b, b_depth, depth, .. } = *tile;
-    let words = Words { a, a_row: SIDE, a_step: SIDE * SIDE, a_rows: SIDE * a_row, b, b_depth, depth };
-    let finish = |first, sums: &[f32]| {
+unsafe fn rows_of_panels(tiles: &[Tile], rows: usize, columns: usize) {
+    // Whole tiles of columns that are added unscaled go to memory as they are, and the terms need no memory in between.
+    let as_they_are = columns.is_multiple_of(SIDE) && tiles.iter().all(|tile| tile.alpha == 1.0);
+    for tiles in tiles.chunks(if as_they_are { MOST_TERMS } else { 1 }) {
+        let mut products = [Words::NOTHING; MOST_TERMS];
+        for (words, tile) in products.iter_mut().zip(tiles) {
+            debug_assert!(tile.a_depth == 1);
+            let Tile { a, a_row, b, b_depth, depth, .. } = *tile;
+            *words = Words { a, a_row: SIDE, a_step: SIDE * SIDE, a_rows: SIDE * a_row, b, b_depth, depth };
+        }
+        let tile = &tiles[0];
+        let finish = |first, sums: &[f32]| {
+            // SAFETY: passed on.
+            unsafe { put(tile, first, columns, sums) };
+        };
+        let to = match as_they_are {
+            true => Destination::Memory { to: tile.c, row: tile.c_row, accumulate: tile.accumulate },
+            false => Destination::Function(finish),
+        };
         // SAFETY: passed on.
-        unsafe { put(tile, first, columns, sums) };
-    };
-    let as_they_are = tile.alpha == 1.0 && columns.is_multiple_of(SIDE);
-    let to = match as_they_are {
-        true => Destination::Memory { to: tile.c, row: tile.c_row, accumulate: tile.accumulate },
-        false => Destination::Function(finish),
-    };
-    // SAFETY: passed on.
-    unsafe { blocks(words, (rows, columns), to) };
+        unsafe { blocks(&products[..tiles.len()], (rows, columns), to) };
+    }
 }
 
 /// Rows of sums to their rows of C.
 ///
 /// # Safety
-/// As [`rows_of_panel`].
+/// As [`rows_of_panels`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
 unsafe fn put(tile: &Tile, first: usize, columns: usize, sums: &[f32]) {
@@ -361,7 +373,7 @@ unsafe fn tiles_of_rows(first: *const f32, stride: usize, (rows, columns): (usiz
 /// bf16 operands.
 pub(super) static BF16: Kernels = Kernels {
     tiles: &[WITHOUT_TILES.tiles[0], WITHOUT_TILES.tiles[1]],
-    tiled: Some(TileFns { whole: rows_of_panel, from_rows: tiles_of_rows }),
+    tiled: Some(TileFns { whole: rows_of_panels, from_rows: tiles_of_rows }),
     rows_at_once: 4 * SIDE,
     ..WITHOUT_TILES
 };

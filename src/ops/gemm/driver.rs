@@ -7,13 +7,14 @@
 //! a panel. Where the reduction is very deep, or the kernels are fast, a job is a few panels, which share the rows of A while
 //! they are in the cache.
 
-use super::kernel::{Kernels, Tile};
+use super::kernel::{Kernels, Tile, MOST_TERMS};
 use super::operand::{prepare, Left, Rows, Target};
 use super::pack_dense::{fetch_to_write, Panel, Source, STRIPS};
-use super::plan::{deepest_words, depth_blocks, Cuts, ALONE};
+use super::plan::{depth_blocks, packed_words, Cuts, ALONE};
 use super::scratch::Scratch;
 use super::Store;
 use crate::ops::matrix::MatMut;
+use std::iter::Peekable;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -32,11 +33,17 @@ const IN_PLACE_ROWS: usize = 64;
 /// Depth blocks from which on a job takes several panels.
 const DEEP_BLOCKS: usize = 8;
 
-/// Most panels of a job, and of kernels on tile registers, whose speed is that of reading A and writing C.
+/// Most panels of a job.
 const WIDEST_JOB: usize = 3;
-const WIDEST_TILED_JOB: usize = 4;
-const MOST_PANELS: usize = WIDEST_TILED_JOB;
+
+/// Most panels of a job on tile registers, whose speed is that of reading A and writing C, and what they hold: a third of an
+/// L2 cache stays for A and C where that has 2 MB and a second thread of the core the same demands.
+const MOST_PANELS: usize = 8;
+const PACKED_WORDS: usize = (768 << 10) / size_of::<f32>();
 const _: () = assert!(WIDEST_JOB <= MOST_PANELS);
+
+/// Fewest, while so many are left.
+const NARROWEST_TILED_JOB: usize = 2;
 
 /// Values of a result that no cache holds: its lines are asked for before the products that they receive.
 const LARGE_RESULT: usize = 4 << 20;
@@ -128,14 +135,14 @@ pub(super) fn run(product: Product<'_>) {
     run_groups(kernels, &[Group { columns, terms: vec![Term { source, depth, uses: vec![one] }] }]);
 }
 
-/// How a group is cut.
-struct Plan {
-    panels: Cuts,
-    /// Panels of a job.
-    wide: usize,
-    row_parts: usize,
-    /// Jobs of all groups before this one.
-    before: usize,
+/// What one job does.
+struct Share {
+    /// Index of the group.
+    group: usize,
+    /// Panels of it.
+    panels: Range<usize>,
+    /// Which part of the rows, of how many.
+    part: (usize, usize),
 }
 
 /// Runs groups whose C are all different.
@@ -145,43 +152,46 @@ pub(super) fn run_groups(kernels: &Kernels, groups: &[Group<'_>]) {
         terms.map(|term| group.columns * term.depth * term.uses.iter().map(|one| one.rows).sum::<usize>()).sum()
     };
     let threads = threads_for(groups.iter().map(multiply_adds).sum());
-    let cuts = |group: &Group<'_>| Cuts::at_most(group.columns, kernels.width, kernels.panel_columns());
-    let panels: usize = groups.iter().map(|group| cuts(group).count).sum();
-    let mut jobs = 0;
-    let plans: Vec<Plan> = groups
-        .iter()
-        .map(|group| {
-            let uses = group.terms.iter().flat_map(|term| &term.uses);
-            let rows = uses.map(|one| one.rows).max().unwrap_or(0);
-            let wanted = (JOBS_PER_THREAD * threads).div_ceil(panels.max(1));
-            let row_parts = if threads == 1 { 1 } else { wanted.min(rows / ROWS_PER_JOB).max(1) };
-            let panels = cuts(group);
-            let wide = wide(group, panels.count, threads, kernels);
-            let plan = Plan { panels, wide, row_parts, before: jobs };
-            jobs += plan.panels.count.div_ceil(plan.wide) * row_parts;
-            plan
-        })
-        .collect();
-    for_each(threads, jobs, |job| {
-        let index = plans.partition_point(|plan| plan.before <= job) - 1;
-        let (group, plan) = (&groups[index], &plans[index]);
-        let job = job - plan.before;
-        let first = job / plan.row_parts * plan.wide;
-        let panels = (plan.panels, first..plan.panels.count.min(first + plan.wide));
-        Job { kernels, panels, part: (job % plan.row_parts, plan.row_parts) }.run(&group.terms);
+    // Panels on tile registers are of one width but for the last: several can be packed at once.
+    let unit = if kernels.is_tiled() { kernels.panel_columns() } else { kernels.width };
+    let cuts = |group: &Group<'_>| Cuts::at_most(group.columns, unit, kernels.panel_columns());
+    let mut left: usize = groups.iter().map(|group| cuts(group).count).sum();
+    let wanted = (JOBS_PER_THREAD * threads).div_ceil(left.max(1));
+    let mut shares = Vec::with_capacity(left * wanted);
+    for (index, group) in groups.iter().enumerate() {
+        let rows = group.terms.iter().flat_map(|term| &term.uses).map(|one| one.rows).max().unwrap_or(0);
+        let row_parts = if threads == 1 { 1 } else { wanted.min(rows / ROWS_PER_JOB).max(1) };
+        let count = cuts(group).count;
+        let mut first = 0;
+        while first < count {
+            let wide = wide(group, kernels, (count, left, threads)).min(count - first);
+            let panels = first..first + wide;
+            let parts = 0..row_parts;
+            shares.extend(parts.map(|part| Share { group: index, panels: panels.clone(), part: (part, row_parts) }));
+            first += wide;
+            left -= wide;
+        }
+    }
+    for_each(threads, shares.len(), |job| {
+        let Share { group, panels, part } = &shares[job];
+        let group = &groups[*group];
+        Job { kernels, panels: (cuts(group), panels.clone()), part: *part }.run(&group.terms);
     });
 }
 
-/// Panels that a job of a group does side by side: several where each panel would read all of A from memory again, because
-/// the reduction is so deep or the products so fast, as long as every thread still gets jobs to choose from.
-fn wide(group: &Group<'_>, panels: usize, threads: usize, kernels: &Kernels) -> usize {
-    let deep = || group.terms.iter().any(|term| depth_blocks(term.depth, kernels.per_word()).count >= DEEP_BLOCKS);
-    let most = match kernels.is_tiled() {
-        true => WIDEST_TILED_JOB,
-        false if deep() => WIDEST_JOB,
-        false => 1,
-    };
-    (panels / (2 * threads)).clamp(1, most)
+/// Panels that the next job does side by side, where a group has `count` of them and all groups still have `left`: several
+/// where each panel would read all of A from memory again, because the reduction is so deep or the products so fast, as long
+/// as every thread gets jobs to choose from.
+fn wide(group: &Group<'_>, kernels: &Kernels, (count, left, threads): (usize, usize, usize)) -> usize {
+    if kernels.is_tiled() {
+        let depths = group.terms.iter().map(|term| kernels.words_of(term.depth));
+        let panel = depths.sum::<usize>().clamp(1, packed_words(true)) * kernels.panel_columns();
+        let widest = (PACKED_WORDS / panel).clamp(1, MOST_PANELS);
+        // Ever fewer: the last jobs are what one thread may have to wait for another with.
+        return (left / (3 * threads)).clamp(NARROWEST_TILED_JOB.min(widest), widest);
+    }
+    let deep = group.terms.iter().any(|term| depth_blocks(term.depth, kernels.per_word()).count >= DEEP_BLOCKS);
+    (count / (2 * threads)).clamp(1, if deep { WIDEST_JOB } else { 1 })
 }
 
 /// All terms of some panels' width of columns.
@@ -193,96 +203,171 @@ struct Job<'a> {
     part: (usize, usize),
 }
 
-/// A panel of a job, packed or where it lies.
+/// A depth block of a term.
+struct Piece<'a> {
+    term: &'a Term<'a>,
+    depth: Range<usize>,
+}
+
+/// Pieces whose panels are packed together, so that they are added to C while it is in the nearest cache: small ones that
+/// follow one another, or one alone.
+struct Stage<'a> {
+    pieces: [Option<Piece<'a>>; MOST_TERMS],
+    count: usize,
+}
+
+impl<'a> Stage<'a> {
+    /// As many of the pieces that are left as fit; none at the end.
+    fn take(pieces: &mut Peekable<impl Iterator<Item = Piece<'a>>>, kernels: &Kernels) -> Stage<'a> {
+        let mut stage = Stage { pieces: Default::default(), count: 0 };
+        let mut left = packed_words(kernels.is_tiled());
+        let mut fits = |piece: &Piece<'_>, stage: &Stage<'_>| {
+            let words = kernels.words_of(piece.depth.len());
+            // Several uses of one panel are several C.
+            let is_first = stage.count == 0;
+            let fits = is_first || (words <= left && stage.count < MOST_TERMS && piece.term.uses.len() == 1);
+            left = left.saturating_sub(words);
+            fits && (is_first || stage.uses().len() == 1)
+        };
+        while let Some(piece) = pieces.next_if(|piece| fits(piece, &stage)) {
+            stage.pieces[stage.count] = Some(piece);
+            stage.count += 1;
+        }
+        stage
+    }
+
+    fn pieces(&self) -> impl Iterator<Item = &Piece<'a>> {
+        self.pieces.iter().flatten()
+    }
+
+    /// What the panels of the first piece are multiplied with: of others there is one each.
+    fn uses(&self) -> &'a [Use<'a>] {
+        self.pieces[0].as_ref().map_or(&[], |piece| &piece.term.uses)
+    }
+}
+
+/// A panel of a piece, packed or where it lies.
+#[derive(Clone, Copy)]
 struct Packed {
-    columns: Range<usize>,
     /// First word.
     start: *const f32,
     /// Words from one depth to the next.
     stride: usize,
 }
 
+/// The panels of a stage: by piece, then by panel.
+type AllPacked = [[Packed; MOST_PANELS]; MOST_TERMS];
+
 impl Job<'_> {
     fn run(&self, terms: &[Term<'_>]) {
-        let (cuts, range) = &self.panels;
-        let mut panels: [Packed; MOST_PANELS] = std::array::from_fn(|i| {
-            let columns = if i < range.len() { cuts.get(range.start + i) } else { 0..0 };
-            Packed { columns, start: std::ptr::null(), stride: 0 }
-        });
-        let panels = &mut panels[..range.len()];
-        let all = cuts.get(range.start).start..cuts.get(range.end - 1).end;
-        let width = deepest_words() * self.kernels.panel_columns();
-        let mut scratch = Scratch::take(width * panels.len() + STRIPS);
+        let kernels = self.kernels;
+        let panels = self.panels.1.len();
+        let width = packed_words(kernels.is_tiled()) * kernels.panel_columns();
+        let mut scratch = Scratch::take(width * panels + STRIPS);
         let (strips, memory) = scratch.words().split_at_mut(STRIPS);
-        let mut pieces = terms.iter().flat_map(|term| {
-            let blocks = depth_blocks(term.depth, self.kernels.per_word());
-            (0..blocks.count).map(move |block| (term, blocks.get(block)))
-        });
-        let mut next = pieces.next();
-        while let Some((term, depth)) = next {
-            let rows: usize = term.uses.iter().map(|one| one.rows).sum();
-            for (panel, memory) in panels.iter_mut().zip(memory.chunks_exact_mut(width)) {
-                let columns = panel.columns.clone();
-                let stride = columns.len().next_multiple_of(self.kernels.width);
-                let lying = (rows <= IN_PLACE_ROWS).then(|| term.source.in_place(self.kernels, &columns, &depth));
-                (panel.start, panel.stride) = lying.flatten().unwrap_or_else(|| {
-                    let to = Panel { columns, depth: depth.clone(), stride, to: &mut *memory, strips };
-                    term.source.pack(self.kernels, to);
-                    (memory.as_ptr(), stride)
-                });
+        let mut pieces = terms
+            .iter()
+            .flat_map(|term| {
+                let blocks = depth_blocks(term.depth, kernels.per_word());
+                (0..blocks.count).map(move |block| Piece { term, depth: blocks.get(block) })
+            })
+            .peekable();
+        let mut stage = Stage::take(&mut pieces, kernels);
+        let mut packed: AllPacked = [[Packed { start: std::ptr::null(), stride: 0 }; MOST_PANELS]; MOST_TERMS];
+        while stage.count > 0 {
+            let mut offset = 0;
+            for (piece, packed) in stage.pieces().zip(&mut packed) {
+                self.pack(piece, (&mut memory[offset..], width), strips, packed);
+                offset += kernels.words_of(piece.depth.len()) * kernels.panel_columns();
             }
-            next = pieces.next();
-            for (index, one) in term.uses.iter().enumerate() {
-                let coming = next.as_ref().filter(|_| index == 0);
-                let coming = coming.map(|(term, depth)| (&term.source, depth.clone(), all.clone()));
-                self.tiles(panels, one, &depth, coming);
+            let next = Stage::take(&mut pieces, kernels);
+            for (index, one) in stage.uses().iter().enumerate() {
+                self.tiles(&stage, one, &packed, (index == 0).then_some(&next));
             }
+            stage = next;
+        }
+    }
+
+    /// The panels of a piece, so many words from one to the next.
+    fn pack(
+        &self,
+        Piece { term, depth }: &Piece<'_>,
+        (memory, apart): (&mut [f32], usize),
+        strips: &mut [f32],
+        packed: &mut [Packed],
+    ) {
+        let (kernels, (cuts, range)) = (self.kernels, &self.panels);
+        let rows: usize = term.uses.iter().map(|one| one.rows).sum();
+        let wide = kernels.panel_columns();
+        if kernels.is_tiled() && range.len() > 1 {
+            let columns = cuts.get(range.start).start..cuts.get(range.end - 1).end;
+            let panels = Panel { columns, depth: depth.clone(), stride: wide, to: &mut *memory, strips: &mut *strips };
+            if term.source.pack_beside(kernels, panels, apart) {
+                for (memory, packed) in memory.chunks_mut(apart).zip(packed).take(range.len()) {
+                    kernels.fill_up(memory, depth.len(), wide);
+                    *packed = Packed { start: memory.as_ptr(), stride: wide };
+                }
+                return;
+            }
+        }
+        for ((panel, packed), memory) in range.clone().zip(packed).zip(memory.chunks_mut(apart)) {
+            let columns = cuts.get(panel);
+            let stride = columns.len().next_multiple_of(kernels.width);
+            let lying = (rows <= IN_PLACE_ROWS).then(|| term.source.in_place(kernels, &columns, depth));
+            *packed = match lying.flatten() {
+                Some((start, stride)) => Packed { start, stride },
+                None => {
+                    let to = Panel { columns, depth: depth.clone(), stride, to: &mut *memory, strips: &mut *strips };
+                    term.source.pack(kernels, to);
+                    kernels.fill_up(memory, depth.len(), stride);
+                    Packed { start: memory.as_ptr(), stride }
+                }
+            };
         }
     }
 
     /// All tiles of some panels: rows outside, so that those of a few tiles are read once for all panels. In between, what
     /// the next panels will be packed from is fetched.
-    fn tiles(
-        &self,
-        panels: &[Packed],
-        one: &Use<'_>,
-        depth: &Range<usize>,
-        next: Option<(&Source<'_>, Range<usize>, Range<usize>)>,
-    ) {
-        let per_word = self.kernels.per_word();
+    fn tiles(&self, stage: &Stage<'_>, one: &Use<'_>, packed: &AllPacked, next: Option<&Stage<'_>>) {
+        let (kernels, (cuts, range)) = (self.kernels, &self.panels);
+        let all = cuts.get(range.start).start..cuts.get(range.end - 1).end;
+        let starts = stage.pieces().next().is_some_and(|piece| piece.depth.start == 0);
         let rows = Cuts::into(one.rows, ROW_UNIT, self.part.1).get(self.part.0);
-        let groups = Cuts::at_most(rows.len(), self.kernels.rows_at_once, self.kernels.rows_at_once);
+        let groups = Cuts::at_most(rows.len(), kernels.rows_at_once, kernels.rows_at_once);
         for group in 0..groups.count {
             let part = groups.get(group);
-            if let Some((source, depth, columns)) = &next {
-                source.fetch(columns.clone(), depth.clone(), group, groups.count);
+            for Piece { term, depth } in next.iter().flat_map(|next| next.pieces()) {
+                term.source.fetch(all.clone(), depth.clone(), group, groups.count);
             }
             let first = rows.start + part.start;
-            for Packed { columns, start, stride } in panels {
+            for panel in range.clone() {
+                let columns = cuts.get(panel);
+                let c = one.target.get().wrapping_add(first * one.stride + columns.start);
                 // Tile registers write whole lines faster than caches fetch them.
-                let is_far = self.kernels.is_tiled() || one.rows * one.stride > LARGE_RESULT;
-                if is_far && depth.start == 0 {
-                    for row in first..first + part.len() {
-                        fetch_to_write(one.target.get().wrapping_add(row * one.stride + columns.start), columns.len());
-                    }
+                if starts && (kernels.is_tiled() || one.rows * one.stride > LARGE_RESULT) {
+                    (0..part.len()).for_each(|row| fetch_to_write(c.wrapping_add(row * one.stride), columns.len()));
                 }
-                let tile = Tile {
-                    depth: depth.len().div_ceil(per_word),
-                    a: one.left.at(self.kernels, first, depth.start / per_word),
-                    a_row: one.left.stride,
-                    a_depth: 1,
-                    b: *start,
-                    b_depth: *stride,
-                    c: one.target.get().wrapping_add(first * one.stride + columns.start),
-                    c_row: one.stride,
-                    last: 0,
-                    alpha: one.alpha,
-                    accumulate: one.accumulate || depth.start > 0,
-                };
-                // SAFETY: the rows exist in A and C, the columns in C, and the panel was packed for this depth or lies
-                // in B in whole vectors; no other job has these rows and columns. The kernels are of this machine's
-                // path.
-                unsafe { self.kernels.run(tile, part.len(), columns.len()) };
+                let mut tiles = [Tile::NOTHING; MOST_TERMS];
+                for ((tile, piece), packed) in tiles.iter_mut().zip(stage.pieces()).zip(packed) {
+                    let one = if stage.count == 1 { one } else { &piece.term.uses[0] };
+                    let Packed { start, stride } = packed[panel - range.start];
+                    *tile = Tile {
+                        depth: kernels.words_of(piece.depth.len()),
+                        a: one.left.at(kernels, first, piece.depth.start / kernels.per_word()),
+                        a_row: one.left.stride,
+                        a_depth: 1,
+                        b: start,
+                        b_depth: stride,
+                        c,
+                        c_row: one.stride,
+                        last: 0,
+                        alpha: one.alpha,
+                        accumulate: one.accumulate || piece.depth.start > 0,
+                    };
+                }
+                // SAFETY: the rows exist in A and C, the columns in C, and the panels were packed for these depths or lie in
+                // B in whole vectors; no other job has these rows and columns. The kernels are of this machine's path.
+                unsafe { kernels.run(&tiles[..stage.count], part.len(), columns.len()) };
             }
         }
     }

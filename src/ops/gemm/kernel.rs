@@ -7,6 +7,7 @@
 //! cutting into tiles never changes a bit.
 
 use super::gemv_nf4::Functions;
+use super::operand::TILE;
 use crate::device::{Compute, CpuPath};
 
 /// A vector register of one instruction set.
@@ -79,17 +80,35 @@ pub(super) struct Tile {
     pub accumulate: bool,
 }
 
+impl Tile {
+    /// No tile.
+    pub const NOTHING: Tile = Tile {
+        depth: 0,
+        a: std::ptr::null(),
+        a_row: 0,
+        a_depth: 0,
+        b: std::ptr::null(),
+        b_depth: 0,
+        c: std::ptr::null_mut(),
+        c_row: 0,
+        last: 0,
+        alpha: 0.0,
+        accumulate: false,
+    };
+}
+
 /// A micro-kernel of fixed R and V.
 ///
 /// # Safety
 /// The pointers of the tile are good for R rows and V vectors, and the instruction set is available.
 pub(super) type TileFn = unsafe fn(&Tile);
 
-/// A kernel for any number of rows and the columns of a panel.
+/// A kernel for any number of rows and the columns of a panel. Each of the tiles is added to the one C, in their order; the
+/// depth of all is filled up with zeros to whole tiles.
 ///
 /// # Safety
-/// The pointers of the tile are good for the rows, and for whole vectors of the panel; the instruction set is available.
-pub(super) type WholeFn = unsafe fn(&Tile, rows: usize, columns: usize);
+/// The pointers of the tiles are good for the rows, and for whole vectors of the panel; the instruction set is available.
+pub(super) type WholeFn = unsafe fn(&[Tile], rows: usize, columns: usize);
 
 /// Rows of f32, `stride` apart, to tiles of words of two bf16. The last tile of a row is filled up with zeros.
 ///
@@ -97,6 +116,9 @@ pub(super) type WholeFn = unsafe fn(&Tile, rows: usize, columns: usize);
 /// As many rows (at most 16) and columns as `shape` says are readable, and whole tiles for them writable; the instruction
 /// set is available.
 pub(super) type RowsToTilesFn = unsafe fn(first: *const f32, stride: usize, shape: (usize, usize), to: *mut f32);
+
+/// Most tiles that are added to one C together.
+pub(super) const MOST_TERMS: usize = 8;
 
 /// What kernels on tile registers have instead of [`Kernels::tiles`].
 pub(super) struct TileFns {
@@ -278,16 +300,34 @@ impl Kernels {
         }
     }
 
-    /// Runs a micro-kernel over all of `rows` rows and the `columns` columns of one panel; `tile` describes the first
-    /// rows, `tile.last` is set here.
+    /// Words of so many elements of the reduction, whole tiles of them where the kernels have tiles.
+    pub fn words_of(&self, elements: usize) -> usize {
+        elements.div_ceil(self.per_word()).next_multiple_of(if self.is_tiled() { TILE } else { 1 })
+    }
+
+    /// Zeros for the depth of a panel that fills up its last tile.
+    pub fn fill_up(&self, panel: &mut [f32], elements: usize, stride: usize) {
+        panel[elements.div_ceil(self.per_word()) * stride..self.words_of(elements) * stride].fill(0.0);
+    }
+
+    /// Runs a micro-kernel over all of `rows` rows and the `columns` columns of panels with one C; the tiles describe the
+    /// first rows.
     ///
     /// # Safety
-    /// The pointers of the tile are good for all rows, and B for whole vectors; the instruction set is available.
-    pub unsafe fn run(&self, mut tile: Tile, rows: usize, columns: usize) {
-        if let Some(tiled) = &self.tiled {
-            // SAFETY: passed on.
-            return unsafe { (tiled.whole)(&tile, rows, columns) };
+    /// The pointers of the tiles are good for all rows, and B for whole vectors; the instruction set is available.
+    pub unsafe fn run(&self, tiles: &[Tile], rows: usize, columns: usize) {
+        // SAFETY: passed on.
+        unsafe {
+            match &self.tiled {
+                Some(tiled) => (tiled.whole)(tiles, rows, columns),
+                None => tiles.iter().for_each(|&tile| self.run_one(tile, rows, columns)),
+            }
         }
+    }
+
+    /// # Safety
+    /// As [`Kernels::run`].
+    unsafe fn run_one(&self, mut tile: Tile, rows: usize, columns: usize) {
         let vectors = columns.div_ceil(self.width);
         let kernels = self.tiles[vectors - 1];
         tile.last = columns - (vectors - 1) * self.width;

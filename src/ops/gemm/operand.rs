@@ -212,6 +212,11 @@ impl Left<'_> {
                 };
                 count += 1;
             }
+            if kernels.is_tiled() {
+                // The last tile is filled up.
+                pointers[count..].fill(ZEROS.as_ptr());
+                count = TILE;
+            }
             let (piece, row) = if kernels.is_tiled() { (TILE, TILE) } else { (COLUMNS_AT_ONCE, stride) };
             let deep = if kernels.is_tiled() { first_word * TILE } else { first_word };
             for first in columns.clone().step_by(piece) {

@@ -206,7 +206,7 @@ impl<'a> Source<'a> {
     /// Packs one panel.
     pub fn pack(&self, kernels: &Kernels, mut panel: Panel<'_>) {
         if let WeightRef::Nf4(matrix) = self.weight {
-            if pack_nf4::pack_fast(self, matrix, kernels, &mut panel) {
+            if pack_nf4::pack_fast(self, matrix, kernels, &mut panel, None) {
                 return;
             }
         }
@@ -219,6 +219,13 @@ impl<'a> Source<'a> {
         } else {
             self.pack_rows_as_depth(kernels, panel);
         }
+    }
+
+    /// Packs panels of [`Kernels::panel_columns`] columns (the last may have fewer) at once, `apart` words from one to the
+    /// next, if that is faster than one after the other; false if not.
+    pub fn pack_beside(&self, kernels: &Kernels, mut panels: Panel<'_>, apart: usize) -> bool {
+        let WeightRef::Nf4(matrix) = self.weight else { return false };
+        pack_nf4::pack_fast(self, matrix, kernels, &mut panels, Some(apart))
     }
 
     /// B = wᵀ: each row of the weight becomes a column of the panel.

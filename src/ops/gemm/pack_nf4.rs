@@ -133,9 +133,16 @@ pub(super) fn group_bytes(matrix: &Nf4Matrix, group: usize) -> [u8; 8] {
     bytes
 }
 
-/// Packs with the vector packers if they know this shape; false if they do not.
+/// Packs with the vector packers if they know this shape; false if they do not. Panels side by side (`apart` words from
+/// one to the next) are packed at once where that is faster, of which false says too that it is not.
 #[cfg(target_arch = "x86_64")]
-pub(super) fn pack_fast(source: &Source<'_>, matrix: &Nf4Matrix, kernels: &Kernels, panel: &mut Panel<'_>) -> bool {
+pub(super) fn pack_fast(
+    source: &Source<'_>,
+    matrix: &Nf4Matrix,
+    kernels: &Kernels,
+    panel: &mut Panel<'_>,
+    apart: Option<usize>,
+) -> bool {
     use super::pack_nf4_avx512::Piece;
     use super::{pack_nf4_avx512, pack_nf4_bf16};
     let unit = if source.transposed { 32 } else { 16 };
@@ -143,12 +150,20 @@ pub(super) fn pack_fast(source: &Source<'_>, matrix: &Nf4Matrix, kernels: &Kerne
     if source.path < CpuPath::Avx512 || rounded_f32 || !matrix.cols.is_multiple_of(unit) {
         return false;
     }
+    // Rows that become columns are read from end to end anyway.
+    if apart.is_some() && (source.transposed || kernels.pairs.is_none()) {
+        return false;
+    }
     if panel.columns.is_empty() || panel.depth.is_empty() {
         return true;
     }
-    let vectors = panel.columns.len().div_ceil(16);
+    let beside = (kernels.panel_columns(), apart.unwrap_or(0));
+    let others = (panel.columns.len() - 1) / beside.0;
+    let vectors = panel.columns.len().min(beside.0).div_ceil(16);
+    assert!(others == 0 || apart.is_some());
     assert!(
-        panel.to.len() >= panel.depth.len().div_ceil(kernels.per_word()) * panel.stride && panel.stride >= vectors * 16
+        panel.to.len() >= others * beside.1 + panel.depth.len().div_ceil(kernels.per_word()) * panel.stride
+            && panel.stride >= vectors * 16
     );
     let (rows, columns) = if source.transposed {
         (panel.columns.clone(), panel.depth.clone())
@@ -157,7 +172,7 @@ pub(super) fn pack_fast(source: &Source<'_>, matrix: &Nf4Matrix, kernels: &Kerne
     };
     assert!(rows.end <= matrix.rows && columns.end <= matrix.cols);
     assert!(columns.start.is_multiple_of(unit) && columns.end.is_multiple_of(unit) && vectors <= 8);
-    let piece = Piece { matrix, rows, columns, stride: panel.stride, to: panel.to.as_mut_ptr() };
+    let piece = Piece { matrix, rows, columns, stride: panel.stride, to: panel.to.as_mut_ptr(), beside };
     // SAFETY: the path is available and the assertions cover the piece and the panel.
     unsafe {
         match (source.transposed, kernels.pairs.is_some()) {
@@ -172,6 +187,6 @@ pub(super) fn pack_fast(source: &Source<'_>, matrix: &Nf4Matrix, kernels: &Kerne
 
 /// No vector packers here.
 #[cfg(not(target_arch = "x86_64"))]
-pub(super) fn pack_fast(_: &Source<'_>, _: &Nf4Matrix, _: &Kernels, _: &mut Panel<'_>) -> bool {
+pub(super) fn pack_fast(_: &Source<'_>, _: &Nf4Matrix, _: &Kernels, _: &mut Panel<'_>, _: Option<usize>) -> bool {
     false
 }

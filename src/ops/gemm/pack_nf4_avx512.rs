@@ -18,6 +18,8 @@ pub(super) struct Piece<'a> {
     /// Words from one depth of the panel to the next.
     pub stride: usize,
     pub to: *mut f32,
+    /// Columns of a panel, and words from one panel to the next, where the columns are those of several.
+    pub beside: (usize, usize),
 }
 
 /// Rounds to the dtype that was quantised, nearest even.

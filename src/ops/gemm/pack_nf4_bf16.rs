@@ -9,6 +9,9 @@ use super::pack_nf4_avx512::{codebook, gather_words, group_codes, nibble_order, 
 use crate::quant::SourceDtype;
 use std::arch::x86_64::*;
 
+/// How many rows ahead of packing them their codes are asked for.
+const AHEAD: usize = 16;
+
 /// The dtype to round to before bf16.
 pub(super) fn before_bf16(dtype: SourceDtype) -> SourceDtype {
     match dtype {
@@ -75,6 +78,7 @@ pub(super) unsafe fn pack_rows_as_depth(piece: &Piece<'_>) {
     let scales = ScaleReader::new(matrix);
     let shift = matrix.block.trailing_zeros();
     let groups = piece.columns.len() / 16;
+    let (groups_beside, words_beside) = (piece.beside.0 / 16, piece.beside.1);
     let dtype = before_bf16(matrix.dtype);
     let (code, order) = (codebook(), nibble_order());
     let nibbles = _mm512_set1_epi32(0x000f_000f);
@@ -85,9 +89,24 @@ pub(super) unsafe fn pack_rows_as_depth(piece: &Piece<'_>) {
         let has_odd = even_row + 1 < piece.rows.end;
         let even_start = even_row * matrix.cols + piece.columns.start;
         let odd_start = if has_odd { even_start + matrix.cols } else { even_start };
+        // The panels are a short piece of each row: nothing else asks for the next ones.
+        for start in [even_start, odd_start] {
+            let from = matrix.codes.as_ptr().wrapping_add((start + AHEAD * matrix.cols) / 2);
+            for line in (0..piece.columns.len() / 2 + 63).step_by(64) {
+                _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(line).cast());
+            }
+        }
         let mut blocks = (usize::MAX, usize::MAX);
         let mut values = nibbles;
+        // Rows outside, panels inside: a row's codes are next to each other, and so are the columns of a block.
+        let mut to = piece.to.wrapping_add(depth * piece.stride);
+        let mut left = groups_beside;
         for group in 0..groups {
+            if left == 0 {
+                to = to.wrapping_add(words_beside - 16 * groups_beside);
+                left = groups_beside;
+            }
+            left -= 1;
             let (even_at, odd_at) = (even_start + 16 * group, odd_start + 16 * group);
             let now = (even_at >> shift, odd_at >> shift);
             if now != blocks {
@@ -98,7 +117,7 @@ pub(super) unsafe fn pack_rows_as_depth(piece: &Piece<'_>) {
                 let odd = rounded(_mm512_mul_ps(code, _mm512_set1_ps(odd_scale)), dtype);
                 values = narrow(even, odd);
             }
-            // SAFETY: both groups lie in the matrix; the panel holds `groups` vectors at each depth.
+            // SAFETY: both groups lie in the matrix; the panels hold `groups` vectors at each depth.
             unsafe {
                 let codes = matrix.codes.as_ptr();
                 let even = _mm512_multishift_epi64_epi8(order, group_codes(codes, even_at));
@@ -106,9 +125,9 @@ pub(super) unsafe fn pack_rows_as_depth(piece: &Piece<'_>) {
                 let both = _mm512_mask_multishift_epi64_epi8(even, 0x4444_4444_4444_4444, odd_order, odd);
                 // (both & nibbles) | second_half.
                 let index = _mm512_ternarylogic_epi32::<0xea>(both, nibbles, second_half);
-                let to = piece.to.add(depth * piece.stride + 16 * group);
                 _mm512_storeu_si512(to.cast(), _mm512_permutexvar_epi16(index, values));
             }
+            to = to.wrapping_add(16);
         }
     }
 }

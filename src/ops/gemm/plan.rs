@@ -6,6 +6,12 @@
 /// Deepest block of a panel, in words: a 48-wide panel of it stays in half of a 256 KB share of the L2 cache.
 const BLOCK_WORDS: usize = 768;
 
+/// Words of depth beside a block: two adapters of rank 64.
+const SMALL_WORDS: usize = 128;
+
+/// The same of panels for tile registers, of which a job has up to 1 MB: two blocks that together are 2048 deep.
+const TILED_WORDS: usize = 1024 + SMALL_WORDS / 2;
+
 /// Depth blocks start at multiples of this: whole groups of NF4 codes, whole pairs.
 const BLOCK_STEP: usize = 64;
 
@@ -46,7 +52,11 @@ pub(super) fn depth_blocks(depth: usize, per_word: usize) -> Cuts {
     Cuts::at_most(depth, BLOCK_STEP, BLOCK_WORDS * per_word)
 }
 
-/// Words of the deepest block.
-pub(super) const fn deepest_words() -> usize {
-    BLOCK_WORDS
+/// Words of depth that are packed before they are multiplied: the deepest block and an adapter's, or several small ones.
+pub(super) const fn packed_words(is_tiled: bool) -> usize {
+    if is_tiled {
+        TILED_WORDS
+    } else {
+        BLOCK_WORDS + SMALL_WORDS
+    }
 }
