@@ -303,9 +303,9 @@ pub(in crate::ops) unsafe fn blocks(
 /// The tiles' pointers are good for these rows and for whole vectors of the panels; AMX may be used.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
 unsafe fn rows_of_panels(tiles: &[Tile], rows: usize, columns: usize) {
-    // Whole tiles of columns that are added unscaled go to memory as they are, and the terms need no memory in between.
-    let as_they_are = columns.is_multiple_of(SIDE) && tiles.iter().all(|tile| tile.alpha == 1.0);
-    for tiles in tiles.chunks(if as_they_are { MOST_TERMS } else { 1 }) {
+    // Whole tiles of columns that are added unscaled go to memory as they are, and several terms together.
+    let as_they_are = |tile: &Tile| columns.is_multiple_of(SIDE) && tile.alpha == 1.0;
+    for tiles in tiles.chunk_by(|one, next| as_they_are(one) && as_they_are(next)) {
         let mut products = [Words::NOTHING; MOST_TERMS];
         for (words, tile) in products.iter_mut().zip(tiles) {
             debug_assert!(tile.a_depth == 1);
@@ -317,7 +317,7 @@ unsafe fn rows_of_panels(tiles: &[Tile], rows: usize, columns: usize) {
             // SAFETY: passed on.
             unsafe { put(tile, first, columns, sums) };
         };
-        let to = match as_they_are {
+        let to = match as_they_are(tile) {
             true => Destination::Memory { to: tile.c, row: tile.c_row, accumulate: tile.accumulate },
             false => Destination::Function(finish),
         };

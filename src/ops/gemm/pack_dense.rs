@@ -211,7 +211,7 @@ impl<'a> Source<'a> {
             }
         }
         #[cfg(target_arch = "x86_64")]
-        if super::pack_dense_avx512::pack(self, kernels, &mut panel) {
+        if super::pack_dense_avx512::pack(self, kernels, &mut panel, None) {
             return;
         }
         if self.transposed {
@@ -224,8 +224,13 @@ impl<'a> Source<'a> {
     /// Packs panels of [`Kernels::panel_columns`] columns (the last may have fewer) at once, `apart` words from one to the
     /// next, if that is faster than one after the other; false if not.
     pub fn pack_beside(&self, kernels: &Kernels, mut panels: Panel<'_>, apart: usize) -> bool {
-        let WeightRef::Nf4(matrix) = self.weight else { return false };
-        pack_nf4::pack_fast(self, matrix, kernels, &mut panels, Some(apart))
+        match self.weight {
+            WeightRef::Nf4(matrix) => pack_nf4::pack_fast(self, matrix, kernels, &mut panels, Some(apart)),
+            #[cfg(target_arch = "x86_64")]
+            _ => super::pack_dense_avx512::pack(self, kernels, &mut panels, Some(apart)),
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => false,
+        }
     }
 
     /// B = wᵀ: each row of the weight becomes a column of the panel.

@@ -94,6 +94,8 @@ struct Piece<R> {
     to: *mut f32,
     /// Words from one depth to the next.
     to_stride: usize,
+    /// Columns of a panel, and words from one panel to the next, where the columns are those of several.
+    beside: (usize, usize),
 }
 
 /// B = w: a row, or two rows, become one depth.
@@ -108,8 +110,15 @@ unsafe fn rows_as_depth<E: Element, const PAIRS: bool>(piece: &Piece<E::Raw>) {
         let per_word = if PAIRS { 2 } else { 1 };
         for depth in 0..piece.rows.div_ceil(per_word) {
             let row = piece.from.add(depth * per_word * piece.from_stride);
-            let to = piece.to.add(depth * piece.to_stride);
+            // Rows outside, panels inside: what is next to each other is read together.
+            let mut to = piece.to.wrapping_add(depth * piece.to_stride);
+            let mut left = piece.beside.0;
             for column in (0..piece.columns).step_by(16) {
+                if left == 0 {
+                    to = to.wrapping_add(piece.beside.1 - piece.beside.0);
+                    left = piece.beside.0;
+                }
+                left -= 16;
                 let mask = first_lanes(piece.columns - column);
                 for ahead in 0..per_word {
                     // A panel is a short piece of each row: nothing else asks for the next ones.
@@ -121,10 +130,11 @@ unsafe fn rows_as_depth<E: Element, const PAIRS: bool>(piece: &Piece<E::Raw>) {
                     let odd = row.wrapping_add(piece.from_stride + column);
                     let words = halves::<E>((row.add(column), mask), (odd, odd_mask));
                     let words = _mm512_permutexvar_epi16(order, words);
-                    _mm512_mask_storeu_epi32(to.add(column).cast(), mask, words);
+                    _mm512_mask_storeu_epi32(to.cast(), mask, words);
                 } else {
-                    _mm512_mask_storeu_ps(to.add(column), mask, E::load(row.add(column), mask));
+                    _mm512_mask_storeu_ps(to, mask, E::load(row.add(column), mask));
                 }
+                to = to.wrapping_add(16);
             }
         }
     }
@@ -189,14 +199,23 @@ packer!(pairs_of_f32, F32, true, "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16"
 packer!(pairs_of_f16, F16, true, "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16");
 packer!(pairs_of_bf16, Bf16, true, "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16");
 
-/// Packs a panel of a dense weight if the path is one of these; false if not.
-pub(super) fn pack(source: &Source<'_>, kernels: &Kernels, panel: &mut Panel<'_>) -> bool {
+/// Packs a panel of a dense weight if the path is one of these; false if not. Panels side by side (`apart` words from one to
+/// the next) are packed at once where that is faster, of which false says too that it is not.
+pub(super) fn pack(source: &Source<'_>, kernels: &Kernels, panel: &mut Panel<'_>, apart: Option<usize>) -> bool {
     let pairs = kernels.pairs.is_some();
     if source.path < CpuPath::Avx512 || (source.compute == Compute::Bf16 && !pairs) {
         return false;
     }
+    // Rows that become columns are read from end to end anyway.
+    if apart.is_some() && source.transposed {
+        return false;
+    }
     let depth_words = panel.depth.len().div_ceil(kernels.per_word());
-    assert!(panel.stride >= panel.columns.len() && panel.to.len() >= depth_words * panel.stride);
+    let beside = (kernels.panel_columns(), apart.unwrap_or(0));
+    let others = panel.columns.len().saturating_sub(1) / beside.0;
+    assert!(others == 0 || apart.is_some());
+    assert!(panel.stride >= panel.columns.len().min(beside.0));
+    assert!(panel.to.len() >= others * beside.1 + depth_words * panel.stride);
     let (rows, columns) = if source.transposed {
         (panel.columns.clone(), panel.depth.clone())
     } else {
@@ -215,6 +234,7 @@ pub(super) fn pack(source: &Source<'_>, kernels: &Kernels, panel: &mut Panel<'_>
                 columns: columns.len(),
                 to: panel.to.as_mut_ptr(),
                 to_stride: panel.stride,
+                beside,
             };
             // SAFETY: the path is available, the assertions cover the panel, and a weight was checked against its
             // shape when it came in.

@@ -6,11 +6,11 @@
 /// Deepest block of a panel, in words: a 48-wide panel of it stays in half of a 256 KB share of the L2 cache.
 const BLOCK_WORDS: usize = 768;
 
-/// Words of depth beside a block: two adapters of rank 64.
-const SMALL_WORDS: usize = 128;
+/// Words of depth beside a block: an adapter of rank 16.
+const SMALL_WORDS: usize = 16;
 
 /// The same of panels for tile registers, of which a job has up to 1 MB: two blocks that together are 2048 deep.
-const TILED_WORDS: usize = 1024 + SMALL_WORDS / 2;
+const TILED_WORDS: usize = 1024 + 4 * SMALL_WORDS;
 
 /// Depth blocks start at multiples of this: whole groups of NF4 codes, whole pairs.
 const BLOCK_STEP: usize = 64;

@@ -396,6 +396,53 @@ fn a_batch_gives_the_bits_of_single_products() {
 }
 
 #[test]
+fn a_sum_of_many_terms_gives_the_bits_of_single_products() {
+    // More than are added together, some deeper than a block, some that end inside a tile or a pair, one scaled.
+    const DEPTHS: [usize; 13] = [40, 33, 64, 200, 5, 1, 96, 700, 2000, 31, 48, 17, 7];
+    const ROWS: usize = 70;
+    let alpha = |i: usize| if i == 4 { 0.37 } else { 1.0 };
+    let mut numbers = Numbers(11);
+    for columns in [96, 75, 300] {
+        let lefts = DEPTHS.map(|depth| numbers.values(ROWS * depth));
+        let rights = DEPTHS.map(|depth| numbers.values(columns * depth));
+        let lefts: Vec<MatRef<'_>> =
+            lefts.iter().zip(DEPTHS).map(|(values, depth)| MatRef::new(values, ROWS, depth)).collect();
+        let right = |i: usize| match i % 2 {
+            0 => MatRef::new(&rights[i], DEPTHS[i], columns),
+            _ => MatRef::new(&rights[i], columns, DEPTHS[i]),
+        };
+        let cases = CpuPath::available().into_iter().flat_map(|path| [(Compute::F32, path), (Compute::Bf16, path)]);
+        for (compute, path) in cases {
+            let mut sum = vec![0.5; ROWS * columns];
+            let mut single = sum.clone();
+            let prepared = prepare_on(path, &lefts, false, compute);
+            let terms = (0..DEPTHS.len()).map(|i| {
+                let weight = WeightRef::F32(right(i));
+                let right = if i % 2 == 0 { Right::plain(weight) } else { Right::transposed(weight) };
+                (&prepared[i], right, alpha(i))
+            });
+            let mut batch = Batch::on(path, compute);
+            batch.sum(MatMut::new(&mut sum, ROWS, columns), true, terms.collect());
+            batch.run();
+            for (i, left) in lefts.iter().enumerate() {
+                let (weight, to) = (WeightRef::F32(right(i)), MatMut::new(&mut single, ROWS, columns));
+                let add = Store::add(compute).scaled(alpha(i));
+                match i % 2 {
+                    0 => matmul_nn_on(path, *left, weight, to, add),
+                    _ => matmul_nt_on(path, *left, weight, to, add),
+                }
+            }
+            let what = format!("{columns} columns {compute:?} {}", path.name());
+            match compute {
+                Compute::Bf16 => assert!(sum.iter().zip(&single).all(|(a, b)| a.to_bits() == b.to_bits()), "{what}"),
+                // Small products alone are summed in f64.
+                Compute::F32 => assert_close(&sum, &single, 1e-6, &what),
+            }
+        }
+    }
+}
+
+#[test]
 fn roundings_and_conversions_agree_with_half_for_every_pattern_of_the_upper_bits() {
     // Every upper half of an f32, with lower halves around a tie.
     for upper in 0..=u32::from(u16::MAX) {
