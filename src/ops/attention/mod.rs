@@ -46,6 +46,7 @@ mod tests;
 pub use backward::{backward, borrowed, Grads, Saved};
 pub use cached::{cached_forward, CacheView, NewRow, RowAttention};
 pub use forward::{forward, Inputs};
+pub use words::bytes as word_bytes;
 
 use std::ops::Range;
 

@@ -55,6 +55,20 @@ impl HeadWords {
     }
 }
 
+/// Which of k and v the backward pass reads, in which forms.
+pub(super) fn of_backward<T>(k: T, v: T) -> [(T, Form); 3]
+where
+    T: Copy,
+{
+    [(k, Form::Neighbours), (v, Form::Neighbours), (k, Form::Interleaved)]
+}
+
+/// Bytes of all words of `rows` rows in the backward pass; the forward pass has fewer.
+pub fn bytes(shape: AttentionShape, rows: usize) -> usize {
+    let widths = of_backward((), ()).map(|((), form)| form.width(shape.head_dim));
+    widths.iter().sum::<usize>() * shape.kv_heads * rows * size_of::<f32>()
+}
+
 /// Converts matrices like `k`, each to its form.
 pub(super) fn convert<const N: usize>(
     shape: AttentionShape,

@@ -29,8 +29,8 @@ use crate::device;
 use crate::error::{Error, Result};
 use crate::model::open::{config_of, with_description};
 use crate::model::{Keep, Method, ModelConfig};
-use crate::ops::cross_entropy;
 use crate::ops::gpu::Gpu;
+use crate::ops::{attention, cross_entropy};
 use job::{Adapters, Job};
 use replay::ArenaBytes;
 use serde::Serialize;
@@ -241,15 +241,17 @@ fn parts(job: &Job, arena: ArenaBytes) -> Parts {
     }
 }
 
-/// Working memory of the products: panels of each thread, and the largest left operands that are converted together.
+/// Working memory of the products: panels of each thread, the largest left operands that are converted together, and what
+/// attention converts.
 fn packing(job: &Job) -> usize {
     let (rows, model) = (job.batch.rows(), &job.model);
     let chunk = cross_entropy::chunk_rows(model.vocab, rows).min(rows);
     let word = if job.is_bf16() { 2 } else { 4 };
     // A row ends at an odd number of cache lines.
     let copy = |rows: usize, depth: usize| rows * ((word * depth).div_ceil(64) | 1) * 64;
-    let mut largest = 0;
+    let (mut largest, mut words) = (0, 0);
     if job.is_bf16() {
+        words = attention::word_bytes(model.attention, rows);
         // Inputs, the gradients of linears that share one, and the gradients of the logits.
         for [q, k, v, o, gate, up, down] in &model.blocks {
             for group in [&[q, k, v][..], &[o], &[gate, up], &[down]] {
@@ -267,7 +269,7 @@ fn packing(job: &Job) -> usize {
     if job.trains_embeddings {
         largest = largest.max(copy(model.vocab, chunk));
     }
-    job.batch.threads * THREAD + 2 * BUFFER + largest
+    job.batch.threads * THREAD + 2 * BUFFER + largest + words
 }
 
 /// The most windows of `length` rows that `budget` holds with `recompute`; 0 if not even one.
