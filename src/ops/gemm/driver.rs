@@ -2,10 +2,11 @@
 //!
 //! Several products can run as one: a [`Group`] is a list of terms over the same output columns, and a panel of B is
 //! packed once for all the A that it is multiplied with. A job is one panel's width of a group (and a range of rows,
-//! where columns alone give too few jobs). It computes all terms in order, so they may add up in the same C, which then
-//! stays in the cache. So a weight is dequantised once a product however many rows there are, and never exists outside
-//! a panel. Where the reduction is very deep, or the kernels are fast, a job is a few panels, which share the rows of A while
-//! they are in the cache.
+//! where columns alone give too few jobs). It computes all terms in order, so they may add up in the same C: as many depth
+//! blocks of them as fit are packed first, and then added to one block of C after the other, which stays in the nearest
+//! cache. So a weight is dequantised once a product however many rows there are, and never exists outside a panel. Where the
+//! reduction is very deep, or the kernels are fast, a job is a few panels, which share the rows of A while they are in the
+//! cache.
 
 use super::kernel::{Kernels, Tile, MOST_TERMS};
 use super::operand::{prepare, Left, Rows, Target};
@@ -36,9 +37,10 @@ const DEEP_BLOCKS: usize = 8;
 /// Most panels of a job.
 const WIDEST_JOB: usize = 3;
 
-/// Most panels of a job on tile registers, whose speed is that of reading A and writing C, and what they hold: a third of an
-/// L2 cache stays for A and C where that has 2 MB and a second thread of the core the same demands.
+/// Most panels of a job on tile registers, whose speed is that of reading A and writing C.
 const MOST_PANELS: usize = 8;
+
+/// Words that these hold at most: beside them A and C need room in an L2 cache of 2 MB, of which another thread may use half.
 const PACKED_WORDS: usize = (768 << 10) / size_of::<f32>();
 const _: () = assert!(WIDEST_JOB <= MOST_PANELS);
 
