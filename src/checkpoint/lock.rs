@@ -59,6 +59,14 @@ impl RunLock {
     }
 }
 
+impl Drop for RunLock {
+    fn drop(&mut self) {
+        // Closing alone would leave it to whoever has a copy of the file: a child between fork and exec, for a moment.
+        // Where this fails, closing releases it all the same.
+        let _ = self.file.unlock();
+    }
+}
+
 /// Whether an open file still has this name.
 #[cfg(unix)]
 pub fn same_file(file: &File, path: &Path) -> bool {
