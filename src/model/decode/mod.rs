@@ -8,6 +8,7 @@
 //! Invariant: every value is computed by one thread in an order of its own, so the bits do not depend on the number of
 //! threads; the logits are those of [`Llama::logits`](super::Llama::logits) up to the order of sums.
 
+mod pace;
 mod projection;
 
 use super::block::{Block, BlockContext};
@@ -19,25 +20,20 @@ use crate::ops::gemm::RowProduct;
 use crate::ops::rope::{self, Direction};
 use crate::ops::team::{self, Member, SharedValues};
 use crate::ops::{embedding, rms_norm, swiglu, Matrix};
+use pace::Pace;
 use projection::Projection;
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Instant;
 
 /// Bytes of weights for which one more thread is worth waking.
 const BYTES_PER_THREAD: usize = 1 << 20;
-
-/// Phases of a token in which threads may wait long for each other; with more, cores are missing.
-const HELD_UP: usize = 4;
-
-/// Tokens that one thread then computes alone before it is tried again with all.
-const ALONE: usize = 16;
 
 /// Working memory of a token: what the threads hand each other, and what each keeps to itself.
 #[derive(Default)]
 pub(super) struct Workspace {
     shared: Shared,
     members: Vec<Mutex<Private>>,
-    /// Tokens that one thread is to compute alone, because other programs want the cores.
-    alone: usize,
+    pace: Pace,
 }
 
 /// Written by one thread each, read by all in the next phase.
@@ -107,13 +103,7 @@ impl Llama {
     /// Appends one token to the cached sequence and returns the logits after it, `[1, vocab]`.
     pub(super) fn decode(&self, pass: &Pass<'_>, id: u32, cache: &mut KvCache) -> Matrix {
         let bytes = self.frozen_bytes() + size_of::<f32>() * pass.params.numel();
-        let threads = match cache.workspace.alone.checked_sub(1) {
-            Some(left) => {
-                cache.workspace.alone = left;
-                1
-            }
-            None => (bytes / BYTES_PER_THREAD).min(cores()),
-        };
+        let threads = cache.workspace.pace.threads((bytes / BYTES_PER_THREAD).min(cores()));
         self.decode_on(threads, pass, id, cache)
     }
 
@@ -131,13 +121,12 @@ impl Llama {
             attention: RowAttention::new(self.attention_shape(), cache.len()),
             shared: &workspace.shared,
         };
+        let start = Instant::now();
         let held_up = team::run(threads, |mut member| {
             let mut private = workspace.members[member.index()].lock().unwrap_or_else(PoisonError::into_inner);
             step.run(&mut member, &mut private, id);
         });
-        if held_up > HELD_UP {
-            workspace.alone = ALONE;
-        }
+        workspace.pace.took(threads, held_up, start.elapsed());
         let width = self.config.kv_width();
         let mut row = pass.arena.matrix(1, width);
         for layer in 0..self.blocks.len() {
