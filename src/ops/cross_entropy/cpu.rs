@@ -32,9 +32,11 @@ fn loss(largest: f32, sum: f64, target: f32) -> f64 {
 }
 
 kernel! {
-    pub(super) fn losses(logits: &[f32], targets: &[usize], losses: &mut [f64]) {
-        let vocabulary = logits.len() / targets.len();
-        for ((row, &target), out) in logits.chunks_exact(vocabulary).zip(targets).zip(losses) {
+    /// Losses of rows of so many logits, so far from one row to the next.
+    pub(super) fn losses(shape: (usize, usize), logits: &[f32], targets: &[usize], losses: &mut [f64]) {
+        let (vocabulary, stride) = shape;
+        for ((row, &target), out) in logits.chunks_exact(stride).zip(targets).zip(losses) {
+            let row = &row[..vocabulary];
             let largest = largest(row);
             let mut sum = 0f64;
             for block in row.chunks(BLOCK) {
@@ -61,9 +63,16 @@ kernel! {
 
 kernel! {
     /// The same losses; the logits become `(softmax − onehot) · scale`.
-    pub(super) fn losses_and_gradients(logits: &mut [f32], targets: &[usize], losses: &mut [f64], scale: f32) {
-        let vocabulary = logits.len() / targets.len();
-        for ((row, &target), out) in logits.chunks_exact_mut(vocabulary).zip(targets).zip(losses) {
+    pub(super) fn losses_and_gradients(
+        shape: (usize, usize),
+        logits: &mut [f32],
+        targets: &[usize],
+        losses: &mut [f64],
+        scale: f32,
+    ) {
+        let (vocabulary, stride) = shape;
+        for ((row, &target), out) in logits.chunks_exact_mut(stride).zip(targets).zip(losses) {
+            let row = &mut row[..vocabulary];
             let (largest, target_logit) = (largest(row), row[target]);
             let mut sum = 0f64;
             for block in row.chunks_mut(BLOCK) {

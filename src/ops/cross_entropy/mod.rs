@@ -90,6 +90,13 @@ pub fn chunk_rows(vocabulary: usize, rows: usize) -> usize {
     rows.div_ceil(rows.div_ceil(most).max(1)).next_multiple_of(16).max(32)
 }
 
+/// Values from one row of logits to the next: an odd number of cache lines, or all rows of a vocabulary like 49152 would
+/// fall into the same few sets of every cache, and the products that read some rows at once would find none of them there.
+pub fn logits_stride(vocabulary: usize) -> usize {
+    const LINE: usize = 16;
+    (vocabulary.div_ceil(LINE) | 1) * LINE
+}
+
 struct Problem<'a> {
     head: Head<'a>,
     hidden: MatRef<'a>,
@@ -123,15 +130,15 @@ impl<'a> Problem<'a> {
         if let Some(backward) = &mut backward {
             backward.clear_ignored(self, active.len());
         }
-        let vocabulary = self.head.weight.rows();
+        let stride = logits_stride(self.head.weight.rows());
         // Sized by T, not by A: the same shape in every step, so that the arena can hand the same memory out again.
         let most = self.chunk_rows.min(self.targets.len());
-        let mut logits = self.arena.matrix(most, vocabulary);
+        let mut logits = self.arena.matrix(most, stride);
         let mut scratch = (active.len() < self.targets.len()).then(|| self.arena.matrix(most, self.hidden.cols));
         let mut losses = vec![0f64; most];
         let mut sum = 0.0;
         for rows in active.chunks(self.chunk_rows) {
-            let logits = &mut logits[..rows.len() * vocabulary];
+            let logits = &mut logits[..rows.len() * stride];
             let losses = &mut losses[..rows.len()];
             match scratch.as_mut().filter(|_| !consecutive(rows)) {
                 None => self.chunk(rows, (logits, losses), None, backward.as_mut()),
@@ -162,18 +169,20 @@ impl<'a> Problem<'a> {
     ) {
         let Head { weight, compute } = self.head;
         let (count, vocabulary, features) = (rows.len(), weight.rows(), self.hidden.cols);
+        let stride = logits_stride(vocabulary);
         let hidden = match &gathered {
             Some(gathered) => MatRef::new(gathered, count, features),
             None => self.hidden.row_range(rows[0]..rows[0] + count),
         };
         let span = profile::span("head forward", 2.0 * (count * vocabulary * features) as f64);
-        matmul_nt(hidden, weight, MatMut::new(logits, count, vocabulary), Store::set(compute));
+        let target = MatMut { data: logits, rows: count, cols: vocabulary, stride };
+        matmul_nt(hidden, weight, target, Store::set(compute));
         drop(span);
         let targets: Vec<usize> = rows.iter().map(|&row| self.targets[row] as usize).collect();
-        softmax(self.path, logits, &targets, losses, backward.as_ref().map(|b| b.scale));
+        softmax(self.path, vocabulary, logits, &targets, losses, backward.as_ref().map(|b| b.scale));
 
         let Some(Backward { dhidden, dweight, .. }) = backward else { return };
-        let dlogits = MatRef::new(logits, count, vocabulary);
+        let dlogits = MatRef { data: logits, rows: count, cols: vocabulary, stride };
         if let Some(dweight) = dweight.as_deref_mut() {
             matmul_tn(dlogits, hidden, MatMut::new(dweight, vocabulary, features), Store::add(compute));
         }
@@ -219,15 +228,22 @@ fn consecutive(rows: &[usize]) -> bool {
     rows.last().is_none_or(|last| last - rows[0] + 1 == rows.len())
 }
 
-/// The loss of each row of `logits` `[targets.len(), V]`; with a scale, the logits become their gradients.
-fn softmax(path: CpuPath, logits: &mut [f32], targets: &[usize], losses: &mut [f64], scale: Option<f32>) {
+/// The loss of each row of `logits` `[targets.len(), V]`, [`logits_stride`] apart; with a scale, the logits become their
+/// gradients.
+fn softmax(
+    path: CpuPath,
+    vocabulary: usize,
+    logits: &mut [f32],
+    targets: &[usize],
+    losses: &mut [f64],
+    scale: Option<f32>,
+) {
     let _span = profile::span("head softmax", 0.0);
-    let vocabulary = logits.len() / targets.len();
-    let rows = rows_per_task(vocabulary);
-    (logits.par_chunks_mut(rows * vocabulary), targets.par_chunks(rows), losses.par_chunks_mut(rows))
+    let (stride, rows) = (logits_stride(vocabulary), rows_per_task(vocabulary));
+    (logits.par_chunks_mut(rows * stride), targets.par_chunks(rows), losses.par_chunks_mut(rows))
         .into_par_iter()
         .for_each(|(logits, targets, losses)| match scale {
-            Some(scale) => cpu::losses_and_gradients(path, logits, targets, losses, scale),
-            None => cpu::losses(path, logits, targets, losses),
+            Some(scale) => cpu::losses_and_gradients(path, (vocabulary, stride), logits, targets, losses, scale),
+            None => cpu::losses(path, (vocabulary, stride), logits, targets, losses),
         });
 }
