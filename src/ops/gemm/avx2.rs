@@ -151,7 +151,7 @@ pub(super) static F32: Kernels = Kernels {
     dots: dot_row!(dot_f32),
     pairs: None,
     transpose,
-    codes: Some(&super::gemv_nf4_x86::AVX2),
+    codes: Some(&super::gemv_nf4_avx2::AVX2),
 };
 
 /// Rounds to the dtype that was quantised, nearest even.
@@ -162,12 +162,19 @@ pub(super) fn rounded(value: __m256, dtype: SourceDtype) -> __m256 {
         SourceDtype::F32 => value,
         SourceDtype::F16 => _mm256_cvtph_ps(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(value)),
         SourceDtype::Bf16 => {
-            let bits = _mm256_castps_si256(value);
-            let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
-            let biased = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-            _mm256_castsi256_ps(_mm256_and_si256(biased, _mm256_set1_epi32(0xffff_0000_u32 as i32)))
+            let upper = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+            _mm256_castsi256_ps(_mm256_and_si256(round_to_upper_half(value), upper))
         }
     }
+}
+
+/// Bits of bf16, nearest even, in the upper halves; the lower ones hold anything.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn round_to_upper_half(value: __m256) -> __m256i {
+    let bits = _mm256_castps_si256(value);
+    let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+    _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)))
 }
 
 /// The two halves of the 16 values of a block.

@@ -1,7 +1,8 @@
 //! Rows of NF4 codes times up to eight rows of x at once: the codes are looked up in registers.
 //!
 //! A row is taken in pieces of 64 values, each with its scale; some rows are taken together, as a batch whose scales are
-//! decoded first. The kernels are those of a path (`gemv_nf4_rows.rs` on x86-64) and ask for x in an order of theirs.
+//! decoded first. The kernels are those of a path (`gemv_nf4_rows.rs` with AVX-512, `gemv_nf4_avx2.rs`) and ask for x in
+//! an order of theirs.
 
 use super::gemv::{groups, Order, Put};
 use super::kernel::{Dot, Kernels, MOST_ROWS};
@@ -32,6 +33,14 @@ pub(super) struct Rounding {
     pub dtype: SourceDtype,
     /// To bf16 in the end.
     pub narrow: bool,
+}
+
+impl Rounding {
+    /// Whether every value is one of bf16.
+    #[cfg(target_arch = "x86_64")]
+    pub fn is_bf16(self) -> bool {
+        self.narrow || self.dtype == SourceDtype::Bf16
+    }
 }
 
 /// Products of some neighbouring rows of codes, as many as there are sums, with the rows of x.

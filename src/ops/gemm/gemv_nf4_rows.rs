@@ -1,4 +1,4 @@
-//! The kernel of [`super::gemv_nf4`], written once over [`Format`].
+//! The kernel of [`super::gemv_nf4`] where all 16 values fit into a register, written once over [`Format`].
 //!
 //! Each piece has a table of its 16 finished values `round(code · scale)`, which is made in registers right before it is
 //! used. Neighbouring rows are taken together, so that x is loaded once for all of them; what lies ahead in memory is fetched
@@ -11,7 +11,7 @@ use super::gemv_nf4::{Rounding, PIECE};
 use super::kernel::{Dot, Lanes, MOST_ROWS};
 
 /// Bytes ahead of the codes in use that are prefetched: rows follow one another in memory.
-const AHEAD: usize = 4 << 10;
+pub(super) const AHEAD: usize = 4 << 10;
 
 /// Bytes that a prefetch brings.
 const LINE: usize = 64;
@@ -54,7 +54,7 @@ pub(super) trait Format: Lanes {
 }
 
 /// Sums that one row of x is split into: with few rows of x, more chains hide the latency of the multiply-add.
-const fn chains(inputs: usize) -> usize {
+pub(super) const fn chains(inputs: usize) -> usize {
     if inputs <= 2 {
         4
     } else {

@@ -1,6 +1,5 @@
-//! The lookups of [`super::gemv_nf4`] with AVX2, AVX-512 and AVX-512 BF16.
+//! The lookups of [`super::gemv_nf4_rows`] with AVX-512 and AVX-512 BF16.
 
-use super::avx2::{self, half_tables, look_up, Avx2};
 use super::avx512::Avx512;
 use super::avx512bf16::{narrow, Pairs};
 use super::gemv_nf4::{Functions, Rounding, RowsFn};
@@ -14,37 +13,6 @@ use std::arch::x86_64::*;
 fn prefetch_line(bytes: *const u8) {
     // SAFETY: SSE is part of x86-64, and a prefetch never faults.
     unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.cast()) }
-}
-
-impl Format for Avx2 {
-    const UNITS: usize = 4;
-    const MOST_SUMS: usize = 8;
-    /// The lower and the upper half.
-    type Table = (__m256, __m256);
-
-    #[inline(always)]
-    unsafe fn table(scale: f32, rounding: Rounding) -> (__m256, __m256) {
-        // SAFETY: AVX2 by contract.
-        unsafe {
-            let (low, high) = half_tables(scale, rounding.dtype);
-            let last = if rounding.narrow { SourceDtype::Bf16 } else { SourceDtype::F32 };
-            (avx2::rounded(low, last), avx2::rounded(high, last))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn look_up(bytes: *const u8, (low, high): (__m256, __m256)) -> [__m256; 2] {
-        // SAFETY: 8 bytes by contract.
-        unsafe {
-            let odd = _mm256_cvtepu8_epi32(_mm_loadl_epi64(bytes.cast()));
-            [look_up(_mm256_srli_epi32::<4>(odd), low, high), look_up(odd, low, high)]
-        }
-    }
-
-    #[inline(always)]
-    fn prefetch(bytes: *const u8) {
-        prefetch_line(bytes);
-    }
 }
 
 impl Format for Avx512 {
@@ -129,9 +97,6 @@ macro_rules! rows {
         ROWS
     }};
 }
-
-/// f32 words with AVX2.
-pub(super) static AVX2: Functions = Functions { rows: rows!(avx2, Avx2, "avx2,fma,f16c"), order: split::<16> };
 
 /// f32 words with AVX-512.
 pub(super) static AVX512: Functions =

@@ -22,6 +22,8 @@ mod gemv;
 mod gemv_half;
 mod gemv_nf4;
 #[cfg(target_arch = "x86_64")]
+mod gemv_nf4_avx2;
+#[cfg(target_arch = "x86_64")]
 mod gemv_nf4_rows;
 #[cfg(target_arch = "x86_64")]
 mod gemv_nf4_x86;
@@ -40,6 +42,8 @@ mod pack_nf4_avx512;
 mod pack_nf4_bf16;
 pub mod peak;
 mod plan;
+#[cfg(target_arch = "x86_64")]
+mod planes_avx2;
 mod portable;
 mod precise;
 #[cfg(test)]

@@ -267,7 +267,9 @@ impl<'a> Source<'a> {
         strip: &mut [f32],
         spare: &mut [f32],
     ) -> *const f32 {
-        if self.compute == Compute::F32 {
+        // Values of bf16 are rounded already.
+        let is_bf16 = matches!(self.weight, WeightRef::Bf16 { .. }) && kernels.pairs.is_none();
+        if self.compute == Compute::F32 || is_bf16 {
             return self.row(row, columns, strip).as_ptr();
         }
         let values = self.row(row, columns, spare);

@@ -228,11 +228,35 @@ fn bf16_weights_give_the_bits_of_their_values_in_f32() {
 
 #[test]
 fn every_path_equals_the_reference_for_whole_blocks() {
-    for (rows, cols) in [(5, 128), (20, 256), (21, 192), (3, 4096), (130, 64)] {
+    for (rows, cols) in [(5, 128), (20, 256), (21, 192), (37, 576), (3, 4096), (3, 4160), (130, 64)] {
         compare(1, rows, cols);
         compare(3, rows, cols);
         compare(16, rows, cols);
         compare(19, rows, cols);
+    }
+}
+
+#[test]
+fn a_single_one_gives_the_values_of_a_column() {
+    let (rows, cols) = (20, 192);
+    for (name, weight) in Weight::all(rows, cols) {
+        for compute in [Compute::F32, Compute::Bf16] {
+            for path in CpuPath::available() {
+                for col in 0..cols {
+                    let x: Vec<f32> = (0..cols).map(|at| f32::from(u8::from(at == col))).collect();
+                    let mut y = vec![0.0; rows];
+                    let (input, target) = (MatRef::new(&x, 1, cols), MatMut::new(&mut y, 1, rows));
+                    matmul_nt_on(path, input, weight.view(), target, Store::set(compute));
+                    let expected: Vec<f32> = (0..rows)
+                        .map(|row| match compute {
+                            Compute::F32 => weight.view().at(row, col),
+                            Compute::Bf16 => half::bf16::from_f32(weight.view().at(row, col)).to_f32(),
+                        })
+                        .collect();
+                    assert_eq!(y, expected, "{name} column {col} {compute:?} {}", path.name());
+                }
+            }
+        }
     }
 }
 
