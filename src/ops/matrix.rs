@@ -182,6 +182,14 @@ impl Drop for Matrix {
     }
 }
 
+/// Values from one row of `length` to the next so that rows fall into different sets of the caches: an odd number of cache
+/// lines. Rows of 49152 values would else share the same few sets, and products that read some rows at once would find
+/// none of them there.
+pub fn odd_stride(length: usize) -> usize {
+    const LINE: usize = 16;
+    (length.div_ceil(LINE) | 1) * LINE
+}
+
 /// A read-only `[rows, cols]` view; row `i` starts at `data[i * stride]`.
 #[derive(Clone, Copy)]
 pub struct MatRef<'a> {

@@ -49,8 +49,9 @@ impl Pace {
             // The first of a run says how it is now: what was known of it is forgotten in part.
             if self.left == self.run {
                 self.one = seconds;
+            } else {
+                mix(&mut self.one, seconds);
             }
-            mix(&mut self.one, seconds);
             self.left = self.left.saturating_sub(1);
             return;
         }

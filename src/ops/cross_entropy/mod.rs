@@ -19,6 +19,7 @@ mod reference;
 mod tests;
 
 use super::gemm::{matmul_nn, matmul_nt, matmul_tn, Store, WeightRef};
+use super::matrix::odd_stride;
 use super::vector::rows_per_task;
 use super::{Arena, MatMut, MatRef, Matrix};
 use crate::device::{cpu_path, Compute, CpuPath};
@@ -90,13 +91,6 @@ pub fn chunk_rows(vocabulary: usize, rows: usize) -> usize {
     rows.div_ceil(rows.div_ceil(most).max(1)).next_multiple_of(16).max(32)
 }
 
-/// Values from one row of logits to the next: an odd number of cache lines, or all rows of a vocabulary like 49152 would
-/// fall into the same few sets of every cache, and the products that read some rows at once would find none of them there.
-pub fn logits_stride(vocabulary: usize) -> usize {
-    const LINE: usize = 16;
-    (vocabulary.div_ceil(LINE) | 1) * LINE
-}
-
 struct Problem<'a> {
     head: Head<'a>,
     hidden: MatRef<'a>,
@@ -130,7 +124,7 @@ impl<'a> Problem<'a> {
         if let Some(backward) = &mut backward {
             backward.clear_ignored(self, active.len());
         }
-        let stride = logits_stride(self.head.weight.rows());
+        let stride = odd_stride(self.head.weight.rows());
         // Sized by T, not by A: the same shape in every step, so that the arena can hand the same memory out again.
         let most = self.chunk_rows.min(self.targets.len());
         let mut logits = self.arena.matrix(most, stride);
@@ -169,7 +163,7 @@ impl<'a> Problem<'a> {
     ) {
         let Head { weight, compute } = self.head;
         let (count, vocabulary, features) = (rows.len(), weight.rows(), self.hidden.cols);
-        let stride = logits_stride(vocabulary);
+        let stride = odd_stride(vocabulary);
         let hidden = match &gathered {
             Some(gathered) => MatRef::new(gathered, count, features),
             None => self.hidden.row_range(rows[0]..rows[0] + count),
@@ -228,7 +222,7 @@ fn consecutive(rows: &[usize]) -> bool {
     rows.last().is_none_or(|last| last - rows[0] + 1 == rows.len())
 }
 
-/// The loss of each row of `logits` `[targets.len(), V]`, [`logits_stride`] apart; with a scale, the logits become their
+/// The loss of each row of `logits` `[targets.len(), V]`, [`odd_stride`] apart; with a scale, the logits become their
 /// gradients.
 fn softmax(
     path: CpuPath,
@@ -239,7 +233,7 @@ fn softmax(
     scale: Option<f32>,
 ) {
     let _span = profile::span("head softmax", 0.0);
-    let (stride, rows) = (logits_stride(vocabulary), rows_per_task(vocabulary));
+    let (stride, rows) = (odd_stride(vocabulary), rows_per_task(vocabulary));
     (logits.par_chunks_mut(rows * stride), targets.par_chunks(rows), losses.par_chunks_mut(rows))
         .into_par_iter()
         .for_each(|(logits, targets, losses)| match scale {

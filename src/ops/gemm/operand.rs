@@ -9,11 +9,8 @@ use super::kernel::Kernels;
 use super::pack_dense::round_bf16;
 use super::scratch::Scratch;
 use crate::device::{Compute, CpuPath};
-use crate::ops::matrix::MatRef;
+use crate::ops::matrix::{odd_stride, MatRef};
 use std::ops::Range;
-
-/// Words of a cache line.
-const LINE: usize = 16;
 
 /// Rows (or depths, if transposed) converted by one job: whole vectors.
 const ROWS_PER_JOB: usize = 32;
@@ -140,9 +137,7 @@ impl Left<'_> {
         if self.compute == Compute::F32 && !self.transposed {
             return None;
         }
-        let words = self.depth().div_ceil(kernels.per_word());
-        // An odd number of cache lines, so that rows of a tile fall into different sets.
-        Some((words.div_ceil(LINE) | 1) * LINE)
+        Some(odd_stride(self.depth().div_ceil(kernels.per_word())))
     }
 
     /// Jobs of a conversion: ranges of rows, or of depths if transposed.

@@ -30,6 +30,7 @@ use crate::error::{Error, Result};
 use crate::model::open::{config_of, with_description};
 use crate::model::{Keep, Method, ModelConfig};
 use crate::ops::gpu::Gpu;
+use crate::ops::matrix::odd_stride;
 use crate::ops::{attention, cross_entropy};
 use job::{Adapters, Job};
 use replay::ArenaBytes;
@@ -247,8 +248,7 @@ fn packing(job: &Job) -> usize {
     let (rows, model) = (job.batch.rows(), &job.model);
     let chunk = cross_entropy::chunk_rows(model.vocab, rows).min(rows);
     let word = if job.is_bf16() { 2 } else { 4 };
-    // A row ends at an odd number of cache lines.
-    let copy = |rows: usize, depth: usize| rows * ((word * depth).div_ceil(64) | 1) * 64;
+    let copy = |rows: usize, depth: usize| rows * odd_stride((word * depth).div_ceil(4)) * 4;
     let (mut largest, mut words) = (0, 0);
     if job.is_bf16() {
         words = attention::word_bytes(model.attention, rows);

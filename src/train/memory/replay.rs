@@ -10,6 +10,7 @@ use crate::model::Keep;
 use crate::ops::attention::{self, AttentionShape};
 use crate::ops::cross_entropy;
 use crate::ops::half_matrix::HalfMatrix;
+use crate::ops::matrix::odd_stride;
 use crate::ops::space::{Place, Space};
 use std::cell::RefCell;
 
@@ -255,7 +256,7 @@ impl<'a> Replay<'a> {
     /// `cross_entropy::Problem::run`; returns the bytes of the logits.
     fn cross_entropy(&self) -> usize {
         let most = cross_entropy::chunk_rows(self.model.vocab, self.batch.rows()).min(self.batch.rows());
-        let logits = self.ledger.matrix(most, cross_entropy::logits_stride(self.model.vocab));
+        let logits = self.ledger.matrix(most, odd_stride(self.model.vocab));
         let _scratch = self.batch.ignored.then(|| self.ledger.matrix(most, self.model.hidden));
         logits.len()
     }
