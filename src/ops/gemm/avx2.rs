@@ -143,7 +143,12 @@ unsafe fn transpose(rows: &[*const f32], words: usize, to: *mut f32, stride: usi
 }
 
 /// f32 operands.
-pub(super) static F32: Kernels = Kernels {
+pub(super) static F32: Kernels = KERNELS;
+
+/// Operands that were rounded to bf16.
+pub(super) static BF16: Kernels = Kernels { codes_alone: Some(&super::gemv_nf4_fixed::FIXED), ..KERNELS };
+
+const KERNELS: Kernels = Kernels {
     width: 8,
     tiles: &[tile_row!(tile_f32, 1, [1, 2, 3, 4, 5, 6, 7, 8]), tile_row!(tile_f32, 2, [1, 2, 3, 4, 5, 6])],
     tiled: None,
@@ -152,6 +157,7 @@ pub(super) static F32: Kernels = Kernels {
     pairs: None,
     transpose,
     codes: Some(&super::gemv_nf4_avx2::AVX2),
+    codes_alone: None,
 };
 
 /// Rounds to the dtype that was quantised, nearest even.

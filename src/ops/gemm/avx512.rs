@@ -156,4 +156,5 @@ pub(super) static F32: Kernels = Kernels {
     pairs: None,
     transpose,
     codes: Some(&super::gemv_nf4_x86::AVX512),
+    codes_alone: None,
 };

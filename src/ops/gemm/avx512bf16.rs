@@ -158,4 +158,5 @@ pub(super) const KERNELS: Kernels = Kernels {
     pairs: Some(PairFns { neighbours: pair_neighbours, rows: pair_rows }),
     transpose,
     codes: Some(&super::gemv_nf4_x86::PAIRS),
+    codes_alone: None,
 };

@@ -5,7 +5,7 @@
 
 use super::driver::for_each;
 use super::gemv_half;
-use super::gemv_nf4::Fused;
+use super::gemv_nf4::{Fused, Input};
 use super::kernel::{Dot, Kernels, MOST_ROWS};
 use super::operand::Target;
 use super::pack_dense::{Source, STRIP_MARGIN};
@@ -44,14 +44,14 @@ pub(super) fn run(x: MatRef<'_>, source: Source<'_>, y: MatMut<'_>, store: Store
     }
     let kernels = Kernels::of(source.path, source.compute);
     if let WeightRef::Nf4(matrix) = source.weight {
-        if let Some(fused) = Fused::new(&source, kernels, matrix, count) {
-            let inputs = Inputs::new(x, &source, kernels, Some(fused.order()));
-            // SAFETY: the functions were made for this weight, path and number of rows of x, which is in their order.
+        if let Some(fused) = Fused::new(&source, kernels.codes, matrix, count) {
+            let inputs = Inputs::new(x, &source, kernels, Some(fused.input()));
+            // SAFETY: the functions were made for this weight, path and number of rows of x, which is as they want it.
             return share(&source, inputs, y, store, |rows, dot, put| unsafe { fused.sums(rows, dot, put) });
         }
     }
     let inputs = Inputs::new(x, &source, kernels, None);
-    if count == 1 && gemv_half::applies(&source) {
+    if count == 1 && gemv_half::applies(&source, kernels) {
         return share(&source, inputs, y, store, |rows, dot, put| {
             // SAFETY: a row of x has as many words.
             let x = unsafe { std::slice::from_raw_parts(dot.b, source.weight.cols()) };
@@ -65,6 +65,20 @@ pub(super) fn run(x: MatRef<'_>, source: Source<'_>, y: MatMut<'_>, store: Store
     share(&source, inputs, y, store, |rows, dot, put| sums(&source, kernels, (rows, count), dot, put));
 }
 
+impl Source<'_> {
+    /// A row of x as the functions for this weight want it; `ordered` has room for it.
+    pub fn take_in(&self, kernels: &Kernels, input: Option<Input>, x: &[f32], ordered: &mut [f32], to: &mut [f32]) {
+        match input {
+            Some(Input::Made(make)) => make(x, to),
+            Some(Input::Ordered(order)) => {
+                order(x, ordered);
+                self.convert(kernels, &ordered[..x.len()], to);
+            }
+            None => self.convert(kernels, x, to),
+        }
+    }
+}
+
 /// x as words, each row padded with zeros to whole vectors.
 struct Inputs {
     words: Scratch,
@@ -73,19 +87,13 @@ struct Inputs {
 }
 
 impl Inputs {
-    fn new(x: MatRef<'_>, source: &Source<'_>, kernels: &Kernels, order: Option<Order>) -> Inputs {
+    fn new(x: MatRef<'_>, source: &Source<'_>, kernels: &Kernels, input: Option<Input>) -> Inputs {
         let stride = x.cols.div_ceil(kernels.per_word()).next_multiple_of(16) + 16;
         let mut words = Scratch::take(x.rows * stride + x.cols);
         let (rows, ordered) = words.words().split_at_mut(x.rows * stride);
         for (t, to) in rows.chunks_exact_mut(stride).enumerate() {
             to.fill(0.0);
-            match order {
-                Some(order) => {
-                    order(x.row(t), ordered);
-                    source.convert(kernels, &ordered[..x.cols], to);
-                }
-                None => source.convert(kernels, x.row(t), to),
-            }
+            source.take_in(kernels, input, x.row(t), ordered, to);
         }
         Inputs { words, rows: x.rows, stride }
     }

@@ -3,6 +3,7 @@
 //!
 //! Invariant: sums run over fixed lanes, with the same bits on every path (see `ops::vector`).
 
+use super::kernel::Kernels;
 use super::pack_dense::{f16_to_f32, Source};
 use super::WeightRef;
 use crate::device::{Compute, CpuPath};
@@ -11,9 +12,13 @@ use crate::ops::vector::{add_lanes, kernel, LANES};
 /// Values ahead of those in use that are fetched: rows follow one another in memory.
 const AHEAD: usize = 2 << 10;
 
-/// Whether a weight is of 16-bit floats that meet f32 values.
-pub(super) fn applies(source: &Source<'_>) -> bool {
-    source.compute == Compute::F32 && matches!(source.weight, WeightRef::Bf16 { .. } | WeightRef::F16 { .. })
+/// Whether a weight is of 16-bit floats, none of them to be rounded, that meet f32 values.
+pub(super) fn applies(source: &Source<'_>, kernels: &Kernels) -> bool {
+    match source.weight {
+        WeightRef::Bf16 { .. } => kernels.pairs.is_none(),
+        WeightRef::F16 { .. } => source.compute == Compute::F32,
+        _ => false,
+    }
 }
 
 /// The product of row `row` of a weight of 16-bit floats with `x`.

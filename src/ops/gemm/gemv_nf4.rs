@@ -5,7 +5,7 @@
 //! an order of theirs.
 
 use super::gemv::{groups, Order, Put};
-use super::kernel::{Dot, Kernels, MOST_ROWS};
+use super::kernel::{Dot, MOST_ROWS};
 use super::pack_dense::Source;
 use super::pack_nf4::ScaleReader;
 use super::plan::Cuts;
@@ -17,7 +17,7 @@ use std::ops::Range;
 pub(super) const PIECE: usize = 64;
 
 /// Scales decoded at a time.
-const SCALES: usize = 1024;
+const SCALES: usize = 512;
 
 /// Most rows of the weight taken at a time.
 const BATCH: usize = 16;
@@ -50,12 +50,25 @@ impl Rounding {
 pub(super) type RowsFn =
     unsafe fn(codes: *const u8, scales: &[f32], rounding: Rounding, dot: &Dot, sums: &mut [[f32; MOST_ROWS]]);
 
+/// How kernels want x.
+#[derive(Clone, Copy)]
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    expect(dead_code, reason = "made by kernels, which no other processor has yet")
+)]
+pub(super) enum Input {
+    /// As words, in an order of theirs.
+    Ordered(Order),
+    /// As this function makes it.
+    Made(fn(x: &[f32], to: &mut [f32])),
+}
+
 /// What a path offers for this form.
 pub(super) struct Functions {
     /// Products by rows of x - 1.
-    pub rows: [RowsFn; MOST_ROWS],
-    /// The order of x.
-    pub order: Order,
+    pub rows: &'static [RowsFn],
+    /// What becomes of x.
+    pub input: Input,
 }
 
 /// A weight with the functions for it.
@@ -69,23 +82,28 @@ pub(super) struct Fused<'a> {
 }
 
 impl<'a> Fused<'a> {
-    /// The functions, if this path and weight have some, for `count` rows of x.
-    pub fn new(source: &Source<'_>, kernels: &Kernels, matrix: &'a Nf4Matrix, count: usize) -> Option<Fused<'a>> {
+    /// With these functions, if they suit the weight, for `count` rows of x.
+    pub fn new(
+        source: &Source<'_>,
+        functions: Option<&'static Functions>,
+        matrix: &'a Nf4Matrix,
+        count: usize,
+    ) -> Option<Fused<'a>> {
         let whole = matrix.cols.is_multiple_of(PIECE) && matrix.block >= PIECE;
-        let functions = kernels.codes.filter(|_| whole)?;
+        let functions = functions.filter(|_| whole)?;
         let rounding = Rounding { dtype: matrix.dtype, narrow: source.compute == Compute::Bf16 };
         Some(Fused { matrix, scales: ScaleReader::new(matrix), functions, rounding, groups: groups(count) })
     }
 
-    /// The order that x must come in.
-    pub fn order(&self) -> Order {
-        self.functions.order
+    /// What x must have become.
+    pub fn input(&self) -> Input {
+        self.functions.input
     }
 
     /// Sums of some rows of the weight with the rows of x.
     ///
     /// # Safety
-    /// `dot.b` has as many rows as this was made for, each of them a row of x in [`Fused::order`].
+    /// `dot.b` has as many rows as this was made for, each of them a row of x as [`Fused::input`] says.
     pub unsafe fn sums(&self, rows: Range<usize>, dot: Dot, put: Put<'_>) {
         let (cols, pieces) = (self.matrix.cols, self.matrix.cols / PIECE);
         let batch = (SCALES / pieces.max(1)).clamp(1, BATCH);

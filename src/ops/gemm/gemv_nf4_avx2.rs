@@ -7,7 +7,7 @@
 //! Invariant: the chains of a sum depend on the number of rows of x alone.
 
 use super::avx2::Avx2;
-use super::gemv_nf4::{Functions, Rounding, PIECE};
+use super::gemv_nf4::{Functions, Input, Rounding, PIECE};
 use super::gemv_nf4_rows::{chains, AHEAD};
 use super::kernel::{dot_row, Dot, Lanes, MOST_ROWS};
 use super::planes_avx2::{Kept, Lookup, Planes, CODES};
@@ -132,4 +132,4 @@ unsafe fn products<const T: usize>(
 }
 
 /// f32 words with AVX2.
-pub(super) static AVX2: Functions = Functions { rows: dot_row!(products), order };
+pub(super) static AVX2: Functions = Functions { rows: &dot_row!(products), input: Input::Ordered(order) };

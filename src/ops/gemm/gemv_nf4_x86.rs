@@ -2,7 +2,7 @@
 
 use super::avx512::Avx512;
 use super::avx512bf16::{narrow, Pairs};
-use super::gemv_nf4::{Functions, Rounding, RowsFn};
+use super::gemv_nf4::{Functions, Input, Rounding, RowsFn};
 use super::gemv_nf4_rows::{batch, split, Format};
 use super::kernel::{Dot, MOST_ROWS};
 use super::pack_nf4_avx512;
@@ -92,16 +92,18 @@ macro_rules! rows {
             // SAFETY: passed on.
             unsafe { batch::<$format, T>(codes, scales, rounding, dot, sums) }
         }
-        const ROWS: [RowsFn; MOST_ROWS] =
+        static ROWS: [RowsFn; MOST_ROWS] =
             [$name::<1>, $name::<2>, $name::<3>, $name::<4>, $name::<5>, $name::<6>, $name::<7>, $name::<8>];
-        ROWS
+        &ROWS
     }};
 }
 
 /// f32 words with AVX-512.
 pub(super) static AVX512: Functions =
-    Functions { rows: rows!(avx512, Avx512, "avx512f,avx512bw,avx512vl,avx512dq"), order: split::<32> };
+    Functions { rows: rows!(avx512, Avx512, "avx512f,avx512bw,avx512vl,avx512dq"), input: Input::Ordered(split::<32>) };
 
 /// Pairs of bf16 with AVX-512 BF16.
-pub(super) static PAIRS: Functions =
-    Functions { rows: rows!(pairs, Pairs, "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16"), order: split::<64> };
+pub(super) static PAIRS: Functions = Functions {
+    rows: rows!(pairs, Pairs, "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16"),
+    input: Input::Ordered(split::<64>),
+};

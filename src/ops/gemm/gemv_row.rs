@@ -1,15 +1,16 @@
 //! `y[N] = w[N,K] · x[K]` of one row, in pieces: decoding shares the rows of a weight out among threads that all work on
 //! the same token, so neither the sharing nor the waiting is done here.
 //!
-//! Invariant: a sum depends on its row alone, and equals that of `matmul_nt` with one row of x.
+//! Invariant: a sum depends on its row alone. It equals that of `matmul_nt` with one row of x, but for NF4 codes in bf16
+//! on paths that have something nearer to the values than emulated bf16 ([`Kernels::codes_alone`]).
 
-use super::gemv::{self, Order};
+use super::gemv;
 use super::gemv_half;
-use super::gemv_nf4::Fused;
+use super::gemv_nf4::{Fused, Input};
 use super::kernel::{Dot, Kernels};
 use super::pack_dense::Source;
 use super::WeightRef;
-use crate::device::{cpu_path, Compute};
+use crate::device::{cpu_path, Compute, CpuPath};
 use std::ops::Range;
 
 /// A weight to be multiplied with single rows of x.
@@ -47,26 +48,24 @@ impl RowInput {
         // Whole vectors may be read, and what lies beyond x must be zero.
         words.clear();
         words.resize(x.len().next_multiple_of(16) + 16, 0.0);
-        let x = match product.order() {
-            Some(order) => {
-                ordered.resize(x.len(), 0.0);
-                order(x, ordered);
-                &ordered[..]
-            }
-            None => x,
-        };
-        product.source.convert(product.kernels, x, words);
+        ordered.resize(x.len(), 0.0);
+        product.source.take_in(product.kernels, product.input(), x, ordered, words);
     }
 }
 
 impl<'a> RowProduct<'a> {
     /// The product with `weight`.
     pub fn new(weight: WeightRef<'a>, compute: Compute) -> RowProduct<'a> {
+        RowProduct::on(cpu_path(), weight, compute)
+    }
+
+    /// [`RowProduct::new`] on one kernel path, which the machine must have.
+    pub(super) fn on(path: CpuPath, weight: WeightRef<'a>, compute: Compute) -> RowProduct<'a> {
         weight.check();
-        let source = Source { weight, transposed: true, compute, path: cpu_path() };
+        let source = Source { weight, transposed: true, compute, path };
         let kernels = Kernels::of(source.path, compute);
         let fused = match weight {
-            WeightRef::Nf4(matrix) => Fused::new(&source, kernels, matrix, 1),
+            WeightRef::Nf4(matrix) => Fused::new(&source, kernels.codes_alone.or(kernels.codes), matrix, 1),
             _ => None,
         };
         RowProduct { source, kernels, fused }
@@ -82,8 +81,8 @@ impl<'a> RowProduct<'a> {
         gemv::row_bytes(self.source.weight)
     }
 
-    fn order(&self) -> Option<Order> {
-        self.fused.map(|fused| fused.order())
+    fn input(&self) -> Option<Input> {
+        self.fused.map(|fused| fused.input())
     }
 
     fn form(&self) -> usize {
@@ -100,9 +99,9 @@ impl<'a> RowProduct<'a> {
             (first..).zip(sums).for_each(|(row, sums)| put(row, sums[0]));
         };
         match &self.fused {
-            // SAFETY: made for this weight and one row of x, which is there in its order.
+            // SAFETY: made for this weight and one row of x, which is there as it is wanted.
             Some(fused) => unsafe { fused.sums(rows, dot, &mut each) },
-            None if gemv_half::applies(&self.source) => {
+            None if gemv_half::applies(&self.source, self.kernels) => {
                 for row in rows {
                     let sum = gemv_half::product(self.source.path, self.source.weight, row, &words[..x.len]);
                     put(row, sum);

@@ -270,6 +270,8 @@ pub(super) struct Kernels {
     pub transpose: TransposeFn,
     /// Products of NF4 codes with few rows, without panels.
     pub codes: Option<&'static Functions>,
+    /// The same with a single row alone, where there is something better for it.
+    pub codes_alone: Option<&'static Functions>,
 }
 
 impl Kernels {
@@ -284,7 +286,9 @@ impl Kernels {
             #[cfg(target_arch = "x86_64")]
             (CpuPath::Avx512 | CpuPath::Avx512Bf16 | CpuPath::Amx, _) => &super::avx512::F32,
             #[cfg(target_arch = "x86_64")]
-            (CpuPath::Avx2, _) => &super::avx2::F32,
+            (CpuPath::Avx2, Compute::Bf16) => &super::avx2::BF16,
+            #[cfg(target_arch = "x86_64")]
+            (CpuPath::Avx2, Compute::F32) => &super::avx2::F32,
             #[cfg(target_arch = "aarch64")]
             (CpuPath::Neon, _) => &super::neon::F32,
             _ => &super::portable::F32,

@@ -24,6 +24,8 @@ mod gemv_nf4;
 #[cfg(target_arch = "x86_64")]
 mod gemv_nf4_avx2;
 #[cfg(target_arch = "x86_64")]
+mod gemv_nf4_fixed;
+#[cfg(target_arch = "x86_64")]
 mod gemv_nf4_rows;
 #[cfg(target_arch = "x86_64")]
 mod gemv_nf4_x86;

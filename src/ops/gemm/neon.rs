@@ -93,4 +93,5 @@ pub(super) static F32: Kernels = Kernels {
     pairs: None,
     transpose: super::portable::transpose,
     codes: None,
+    codes_alone: None,
 };

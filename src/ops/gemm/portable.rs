@@ -88,4 +88,5 @@ pub(super) static F32: Kernels = Kernels {
     pairs: None,
     transpose,
     codes: None,
+    codes_alone: None,
 };

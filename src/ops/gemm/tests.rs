@@ -1,8 +1,9 @@
 //! Every kernel path, storage, operand format and orientation against [`super::reference`].
 
 use super::batch::{prepare_on, Batch, Right};
+use super::kernel::Kernels;
 use super::pack_dense::{bf16_bits, f16_to_f32, round_f16};
-use super::{matmul_nn_on, matmul_nt_on, matmul_tn_on, reference, Store, WeightRef};
+use super::{matmul_nn_on, matmul_nt_on, matmul_tn_on, reference, RowInput, RowProduct, Store, WeightRef};
 use crate::device::{Compute, CpuPath};
 use crate::ops::matrix::{MatMut, MatRef};
 use crate::ops::Bytes;
@@ -254,6 +255,100 @@ fn a_single_one_gives_the_values_of_a_column() {
                         })
                         .collect();
                     assert_eq!(y, expected, "{name} column {col} {compute:?} {}", path.name());
+                }
+            }
+        }
+    }
+}
+
+/// What [`RowProduct`] gives on a path.
+fn alone(path: CpuPath, x: &[f32], weight: &Weight, compute: Compute) -> Vec<f32> {
+    let product = RowProduct::on(path, weight.view(), compute);
+    let mut input = RowInput::default();
+    input.load(x, [product].into_iter());
+    let mut y = vec![f32::NAN; product.rows()];
+    // In two parts, neither of them whole batches.
+    let middle = y.len() / 3;
+    for rows in [0..middle, middle..y.len()] {
+        product.sums(&input, rows, &mut |row, sum| y[row] = sum);
+    }
+    y
+}
+
+#[test]
+fn a_row_alone_gives_the_bits_of_a_product_of_one_row() {
+    for (rows, cols) in [(37, 64), (20, 576), (5, 100), (3, 1728), (130, 192)] {
+        for (name, weight) in Weight::all(rows, cols) {
+            let x = Numbers(3).values(cols);
+            for compute in [Compute::F32, Compute::Bf16] {
+                for path in CpuPath::available() {
+                    let what = format!("{name} N={rows} K={cols} {compute:?} {}", path.name());
+                    let mut expected = vec![0.0; rows];
+                    let (input, target) = (MatRef::new(&x, 1, cols), MatMut::new(&mut expected, 1, rows));
+                    matmul_nt_on(path, input, weight.view(), target, Store::set(compute));
+                    let found = alone(path, &x, &weight, compute);
+                    match Kernels::of(path, compute).codes_alone {
+                        // As near as two roundings of each operand to bf16 allow.
+                        Some(_) => assert_close(&found, &expected, 1e-2, &what),
+                        None => assert!(found.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits()), "{what}"),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Fixed point, where a path has it, is a hundred times nearer to the products of unrounded values than bf16.
+#[test]
+fn fixed_point_is_within_half_a_unit_of_each_operand() {
+    const UNIT: f64 = 1.0 / 16383.0;
+    for (rows, cols) in [(37, 64), (20, 576), (9, 1728)] {
+        for double in [false, true] {
+            let weight = nf4(rows, cols, 64, SourceDtype::F32, double);
+            let Weight::Nf4(matrix) = &weight else { return };
+            let mut numbers = Numbers(8);
+            // Some pieces with values far from each other, one of zeros, one of the smallest numbers.
+            let mut x: Vec<f32> = numbers.values(cols).iter().map(|v| v * v * v).collect();
+            x.iter_mut().step_by(97).for_each(|x| *x *= 300.0);
+            let pieces = x.len() / 64;
+            if pieces > 2 {
+                x[64..128].fill(0.0);
+                x[128..192].fill(f32::from_bits(3));
+            }
+            for path in CpuPath::available() {
+                if Kernels::of(path, Compute::Bf16).codes_alone.is_none() {
+                    continue;
+                }
+                for (row, y) in alone(path, &x, &weight, Compute::Bf16).into_iter().enumerate() {
+                    let (mut sum, mut bound) = (0.0, 0.0);
+                    for piece in 0..pieces {
+                        let at = piece * 64..(piece + 1) * 64;
+                        let largest = x[at.clone()].iter().fold(0f64, |m, x| m.max(f64::from(x.abs())));
+                        let scale = f64::from(matrix.scale(row * pieces + piece).abs());
+                        for col in at {
+                            let (value, x) = (f64::from(weight.view().at(row, col)), f64::from(x[col]));
+                            sum += value * x;
+                            bound += 0.5 * UNIT * (value.abs() * largest + scale * x.abs() + UNIT * scale * largest);
+                            bound += 4e-7 * (value * x).abs();
+                        }
+                    }
+                    assert!((f64::from(y) - sum).abs() <= bound, "{rows}x{cols} row {row}: {y} for {sum}, {bound:e}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_not_finite_is_not_lost() {
+    for (name, weight) in Weight::all(5, 192) {
+        for (bad, at) in [(f32::NAN, 0), (f32::INFINITY, 70), (f32::NEG_INFINITY, 191)] {
+            let mut x = vec![1.0; 192];
+            x[at] = bad;
+            for compute in [Compute::F32, Compute::Bf16] {
+                for path in CpuPath::available() {
+                    let y = alone(path, &x, &weight, compute);
+                    assert!(y.iter().all(|y| !y.is_finite()), "{name} {bad} {compute:?} {}: {y:?}", path.name());
                 }
             }
         }
