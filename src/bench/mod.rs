@@ -16,6 +16,7 @@ use crate::generate::{Generator, SamplingOptions};
 use crate::model::random::{random_values, RandomWeights};
 use crate::model::{self, Keep, Llama, LoadOptions, Method, ModelConfig, OpenModel, TensorSource};
 use crate::ops::gemm::peak::peak_rate;
+use crate::ops::gemm::CoarseMatrix;
 use crate::ops::{profile, Arena, Gradients, ParamStore};
 use crate::optim::{LearningRates, OptimizerConfig};
 use crate::quant::double::double_quantize;
@@ -206,7 +207,8 @@ pub fn decode(choice: &ModelChoice, compute: Compute, prompt: usize, tokens: usi
     let mut generator = Generator::new(model, params, compute, context);
     let model = generator.model();
     let linears: usize = model.linears().map(|layer| layer.weight.frozen_bytes()).sum();
-    let bytes = linears + model.head_weight().frozen_bytes();
+    let head = model.coarse_head.as_ref().map_or(model.head_weight().frozen_bytes(), CoarseMatrix::bytes);
+    let bytes = linears + head;
     generator.set_stop_tokens(Vec::new());
     let options = SamplingOptions { max_tokens: tokens, ..SamplingOptions::default() };
     let (mut prompt_times, mut decode_times) = (Vec::new(), Vec::new());

@@ -1,21 +1,31 @@
 //! The head in the form in which it is read fastest: once for every token that is generated.
 //!
 //! Products with bf16 operands round the head to bf16 each time; rounding it once gives the same bits and halves (f32) or
-//! saves (f16) that work. With f32 operands the stored values are used as they are.
+//! saves (f16) that work. Most of the logits of one token need not be known to more than 8 bits, so with bf16 operands
+//! there is also a copy in 8 bits ([`CoarseMatrix`]). With f32 operands the stored values are used as they are.
 
 use super::layer::{DenseDtype, Weight};
 use super::llama::Llama;
-use crate::device::Compute;
+use crate::device::{cpu_path, Compute};
+use crate::ops::gemm::CoarseMatrix;
 use crate::ops::{Bytes, WeightRef};
 use half::bf16;
 use rayon::prelude::*;
 
 impl Llama {
-    /// Makes a copy of the head in bf16 if products with `compute` operands round it to that anyway.
+    /// Makes the forms that products with `compute` operands use.
     pub fn prepare_head(&mut self, compute: Compute) {
         if compute == Compute::F32 {
             return;
         }
+        self.round_head();
+        if let Weight::Dense { dtype: DenseDtype::Bf16, bytes, rows, cols } = self.head_weight() {
+            self.coarse_head = Some(CoarseMatrix::new(cpu_path(), bytes.as_u16(), *rows, *cols));
+        }
+    }
+
+    /// Makes a copy of the head in bf16 if it is not in bf16.
+    fn round_head(&mut self) {
         let Weight::Dense { dtype, bytes, rows, cols } = self.head_weight() else { return };
         let view = match dtype {
             DenseDtype::Bf16 => return,

@@ -10,7 +10,7 @@ use super::pass::{DoraColumns, DoraScales, Pass, Rows};
 use crate::adapter::dora;
 use crate::ops::attention::AttentionShape;
 use crate::ops::cross_entropy::{self, Head, HeadGrads, Loss};
-use crate::ops::gemm::{matmul_nt, Store};
+use crate::ops::gemm::{matmul_nt, CoarseMatrix, Store};
 use crate::ops::rope::RopeTable;
 use crate::ops::{dropout, embedding, rms_norm, Arena, Gradients, Matrix, ParamStore, RandomStream};
 
@@ -26,6 +26,8 @@ pub struct Llama {
     pub norm: Vector,
     /// `[vocab, hidden]`; None where the head is the embedding.
     pub head: Option<Weight>,
+    /// The head in 8 bits, if tokens are to be generated with it.
+    pub coarse_head: Option<CoarseMatrix>,
     /// Rotations for every position up to the longest that was asked for.
     pub rope: RopeTable,
     /// `‖w‖²` of each output row of each DoRA layer, by the layer's index; empty without DoRA.

@@ -128,7 +128,10 @@ impl<'a> Loader<'a> {
         let Loader { params, row_norms, .. } = self;
         let dora = options.lora.as_ref().is_some_and(|lora| lora.dora);
         let row_norms = if dora { row_norms } else { Vec::new() };
-        Ok((Llama { config: config.clone(), embedding, blocks, norm, head, rope, row_norms }, params))
+        Ok((
+            Llama { config: config.clone(), embedding, blocks, norm, head, coarse_head: None, rope, row_norms },
+            params,
+        ))
     }
 
     fn block(&mut self, layer: usize) -> Result<Block> {

@@ -157,6 +157,12 @@ impl SharedValues {
         self.0[index].store(value.to_bits(), Ordering::Relaxed);
     }
 
+    /// Reads one value.
+    #[inline]
+    pub fn get(&self, index: usize) -> f32 {
+        f32::from_bits(self.0[index].load(Ordering::Relaxed))
+    }
+
     /// Writes values from `start` on.
     pub fn write(&self, start: usize, values: &[f32]) {
         self.0[start..start + values.len()]

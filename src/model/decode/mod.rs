@@ -3,11 +3,12 @@
 //! The weights are read once and hardly anything is computed with them, so this runs at the speed of the memory, if
 //! nothing else costs time: all threads go through the token side by side ([`team`]), each keeps its own copy of the
 //! residual stream, computes the norms for itself, and takes a share of the rows of every weight. A block has four
-//! phases: q, k, v | attention | o | gate, up | down.
+//! phases: q, k, v | attention | o | gate, up | down. The logits come last ([`logits`]).
 //!
 //! Invariant: every value is computed by one thread in an order of its own, so the bits do not depend on the number of
 //! threads; the logits are those of [`Llama::logits`](super::Llama::logits) up to the order of sums.
 
+mod logits;
 mod pace;
 mod projection;
 
@@ -16,7 +17,7 @@ use super::cache::KvCache;
 use super::llama::Llama;
 use super::pass::{Pass, Rows};
 use crate::ops::attention::{AttentionShape, CacheView, NewRow, RowAttention};
-use crate::ops::gemm::RowProduct;
+use crate::ops::gemm::CoarseInput;
 use crate::ops::rope::{self, Direction};
 use crate::ops::team::{self, Member, SharedValues};
 use crate::ops::{embedding, rms_norm, swiglu, Matrix};
@@ -55,6 +56,8 @@ struct Shared {
     low_rank: SharedValues,
     /// `[vocab]`.
     logits: SharedValues,
+    /// What is known of the logits before some are computed again.
+    findings: SharedValues,
 }
 
 /// One thread's own memory.
@@ -71,6 +74,8 @@ struct Private {
     /// Results of attention.
     parts: Vec<f32>,
     projection: projection::Scratch,
+    /// The input of the head in 8 bits.
+    coarse: CoarseInput,
 }
 
 impl Workspace {
@@ -92,6 +97,7 @@ impl Workspace {
             (&mut shared.activated, config.intermediate_size),
             (&mut shared.low_rank, projection::MOST * rank),
             (&mut shared.logits, config.vocab_size),
+            (&mut shared.findings, model.coarse_head.as_ref().map_or(0, logits::findings)),
         ] {
             values.grow(len, len);
         }
@@ -254,18 +260,6 @@ impl Step<'_> {
         for (head, out) in outputs.enumerate() {
             self.attention.merge(private.parts.chunks_exact(len).skip(head).step_by(shape.kv_heads), out);
         }
-    }
-
-    fn logits(&self, member: &mut Member<'_>, private: &mut Private) {
-        let pass = self.context.pass;
-        let head = RowProduct::new(self.model.head_weight().view(pass.params), pass.compute);
-        let input = &mut private.projection.input;
-        input.load(&private.normed, [head].into_iter());
-        let rows_per_job = projection::rows_per_job(&head);
-        member.share(head.rows().div_ceil(rows_per_job), |job| {
-            let rows = job * rows_per_job..head.rows().min((job + 1) * rows_per_job);
-            head.sums(input, rows, &mut |row, sum| self.shared.logits.set(row, sum));
-        });
     }
 }
 

@@ -24,8 +24,8 @@ const ROWS_AT_ONCE: usize = 4;
 const MOST_ROWS: usize = 64;
 
 /// Rows of a weight in a job.
-pub(super) fn rows_per_job(product: &RowProduct<'_>) -> usize {
-    let rows = JOB_BYTES / product.row_bytes().max(1);
+pub(super) fn rows_per_job(row_bytes: usize) -> usize {
+    let rows = JOB_BYTES / row_bytes.max(1);
     (rows / ROWS_AT_ONCE * ROWS_AT_ONCE).clamp(ROWS_AT_ONCE, MOST_ROWS)
 }
 
@@ -127,7 +127,8 @@ impl<'a, const N: usize> Projection<'a, N> {
         outputs: [(&SharedValues, usize); N],
     ) {
         self.prepare(member, scratch, x, low_rank);
-        let jobs = self.parts.each_ref().map(|part| part.product.rows().div_ceil(rows_per_job(&part.product)));
+        let jobs =
+            self.parts.each_ref().map(|part| part.product.rows().div_ceil(rows_per_job(part.product.row_bytes())));
         member.share(jobs.iter().sum(), |job| {
             let (mut index, mut job) = (0, job);
             while job >= jobs[index] {
@@ -135,7 +136,7 @@ impl<'a, const N: usize> Projection<'a, N> {
                 index += 1;
             }
             let part = &self.parts[index];
-            let (step, (output, place)) = (rows_per_job(&part.product), outputs[index]);
+            let (step, (output, place)) = (rows_per_job(part.product.row_bytes()), outputs[index]);
             let rows = job * step..part.product.rows().min((job + 1) * step);
             let mut out = [0.0; MOST_ROWS];
             let out = &mut out[..rows.len()];
@@ -155,7 +156,7 @@ impl<'a, const N: usize> Projection<'a, N> {
     ) {
         self.prepare(member, scratch, x, low_rank);
         let product = &self.parts[0].product;
-        let (rows, step) = (product.rows(), rows_per_job(product));
+        let (rows, step) = (product.rows(), rows_per_job(product.row_bytes()));
         member.share(rows.div_ceil(step), |job| {
             let rows = job * step..rows.min((job + 1) * step);
             let (mut outputs, mut room) = ([[0.0; MOST_ROWS]; N], [0.0; MOST_ROWS]);

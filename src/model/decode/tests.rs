@@ -2,11 +2,13 @@
 
 use crate::adapter::LoraConfig;
 use crate::device::Compute;
+use crate::model::layer::{DenseDtype, Weight};
 use crate::model::random::RandomWeights;
 use crate::model::{self, KvCache, Llama, LoadOptions, Method, ModelConfig, Pass, Rows};
 use crate::ops::testing::bits;
-use crate::ops::{Arena, ParamStore, RandomStream};
+use crate::ops::{Arena, Bytes, ParamStore, RandomStream};
 use crate::quant::QuantConfig;
+use half::bf16;
 use serde_json::{json, Value};
 
 fn config(changes: &Value) -> ModelConfig {
@@ -61,20 +63,68 @@ fn compare(name: &str, changes: &Value, method: Method, lora: &LoraConfig, compu
     let prompt = count / 2 / 7 * 7;
     let found = stepwise(1, &model, &pass, &ids, prompt);
     let tolerance = if compute == Compute::F32 { 1e-5 } else { 2e-2 };
-    for (row, found) in (prompt..).zip(&found) {
-        let expected = expected.row(row);
-        let largest = expected.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-        let worst = expected.iter().zip(found).fold(0.0f32, |m, (e, f)| m.max((e - f).abs()));
-        assert!(worst <= tolerance * largest, "{name}: row {row}: {worst:e} of {largest:e}");
-    }
-    for threads in [2, 3, 5] {
-        let others = pool(threads).install(|| stepwise(threads, &model, &pass, &ids, prompt));
-        let equal = found.iter().zip(&others).all(|(a, b)| bits(a) == bits(b));
-        assert!(equal, "{name}: {threads} threads");
-    }
+    let are_near = |what: &str, found: &[Vec<f32>]| {
+        for (row, found) in (prompt..).zip(found) {
+            let expected = expected.row(row);
+            let largest = expected.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+            let worst = expected.iter().zip(found).fold(0.0f32, |m, (e, f)| m.max((e - f).abs()));
+            assert!(worst <= tolerance * largest, "{name}{what}: row {row}: {worst:e} of {largest:e}");
+        }
+    };
+    let threads_change_nothing = |model: &Llama, found: &[Vec<f32>]| {
+        for threads in [2, 3, 5] {
+            let others = pool(threads).install(|| stepwise(threads, model, &pass, &ids, prompt));
+            let equal = found.iter().zip(&others).all(|(a, b)| bits(a) == bits(b));
+            assert!(equal, "{name}: {threads} threads");
+        }
+    };
+    are_near("", &found);
+    threads_change_nothing(&model, &found);
     model.prepare_head(compute);
     let prepared = stepwise(1, &model, &pass, &ids, prompt);
-    assert!(found.iter().zip(&prepared).all(|(a, b)| bits(a) == bits(b)), "{name}: the head in its own form");
+    if model.coarse_head.is_some() {
+        are_near(", the head in its own form", &prepared);
+        threads_change_nothing(&model, &prepared);
+    } else {
+        assert!(found.iter().zip(&prepared).all(|(a, b)| bits(a) == bits(b)), "{name}: the head in its own form");
+    }
+}
+
+/// A head of which a third of the rows differ from the one before by less than 8 bits can say.
+fn head_of_near_rows(rows: usize, cols: usize) -> Weight {
+    let stream = RandomStream::new(4, 4);
+    let mut values: Vec<bf16> = (0..rows * cols).map(|i| bf16::from_f32(stream.normal(i as u64))).collect();
+    for row in (1..rows).filter(|row| row % 3 == 1) {
+        values.copy_within((row - 1) * cols..row * cols, row * cols);
+        let value = &mut values[row * cols + row % cols];
+        *value = bf16::from_bits(value.to_bits() ^ 1);
+    }
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    Weight::Dense { dtype: DenseDtype::Bf16, bytes: Bytes::owned(&bytes), rows, cols }
+}
+
+#[test]
+fn a_coarse_head_leaves_the_likeliest_token_as_it_is() {
+    // Several jobs, and a last one that is short.
+    let vocab = 5003;
+    let (mut model, params) = load(&json!({"vocab_size": vocab}), Method::Qlora, &LoraConfig::default());
+    model.head = Some(head_of_near_rows(vocab, 64));
+    let (arena, dora) = (Arena::new(), Default::default());
+    let pass = Pass { params: &params, dora: &dora, arena: &arena, compute: Compute::F32, noise: None };
+    let exact = stepwise(1, &model, &pass, &ids(40), 0);
+    model.prepare_head(Compute::Bf16);
+    let mut again = 0;
+    for (exact, coarse) in exact.iter().zip(stepwise(1, &model, &pass, &ids(40), 0)) {
+        let first =
+            |logits: &[f32]| (0..vocab).fold(0, |first, row| if logits[row] > logits[first] { row } else { first });
+        let (likeliest, largest) = (first(exact), exact[first(exact)]);
+        assert_eq!(first(&coarse), likeliest);
+        assert_eq!(coarse[likeliest].to_bits(), largest.to_bits());
+        let worst = exact.iter().zip(&coarse).fold(0f32, |worst, (a, b)| worst.max((a - b).abs()));
+        assert!(worst > 0.0 && worst < 1e-2 * largest, "{worst:e} of {largest:e}");
+        again += exact.iter().zip(&coarse).filter(|(a, b)| a.to_bits() == b.to_bits()).count();
+    }
+    assert!(again < 40 * vocab / 10, "{again} logits computed again");
 }
 
 #[test]

@@ -51,7 +51,7 @@ fn sum(bits: &[u16], x: &[f32], widen: impl Fn(u16) -> f32) -> f32 {
 
 /// Asks for a cache line, which may lie anywhere.
 #[inline(always)]
-fn prefetch(place: *const u16) {
+pub(super) fn prefetch<T>(place: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: SSE is part of x86-64, and a prefetch never faults.
     unsafe {

@@ -17,6 +17,7 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512bf16;
 pub mod batch;
+mod coarse;
 mod driver;
 mod gemv;
 mod gemv_half;
@@ -58,6 +59,7 @@ mod turned;
 use super::matrix::{MatMut, MatRef};
 use crate::device::{cpu_path, Compute, CpuPath};
 use crate::quant::{Nf4Matrix, Scales};
+pub use coarse::{CoarseInput, CoarseMatrix};
 use driver::Product;
 pub use gemv_row::{RowInput, RowProduct};
 use operand::Left;
