@@ -1,7 +1,7 @@
 //! The two inner loops of NF4 on a CPU: values to codes, codes to values. Every path gives the same bits.
 //!
 //! Encoding must equal "the number of midpoints below y". The portable path compares with all 15 midpoints, AVX2
-//! searches by halves, AVX-512 looks the one midpoint up that can matter (`x86.rs`). Decoding looks values up in the
+//! and AVX-512 look the one midpoint up that can matter (`x86.rs`). Decoding looks values up in the
 //! 16-entry table of a block, whose entries are rounded to the dtype once.
 
 use super::nf4::{SourceDtype, NF4_CODE};
@@ -54,17 +54,11 @@ pub(super) fn encode_on(path: CpuPath, blocks: Blocks<'_>) -> Option<usize> {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the path is only chosen where the CPU has AVX2, FMA and F16C.
         CpuPath::Avx2 => unsafe { x86::encode_avx2(blocks) },
-        _ => encode_with(blocks, widen_f16_portable, codes_portable),
+        _ => encode_portable(blocks),
     }
 }
 
-/// The loop over blocks around `widen_f16(bits, out)` and `codes(values of a full block, 1 / absmax, packed)`.
-#[inline(always)]
-fn encode_with(
-    blocks: Blocks<'_>,
-    widen_f16: impl Fn(&[u16], &mut [f32]),
-    codes: impl Fn(&[f32], f32, &mut [u8]),
-) -> Option<usize> {
+fn encode_portable(blocks: Blocks<'_>) -> Option<usize> {
     let Blocks { values: source, block, absmax, packed } = blocks;
     let mut wide = match source {
         Values::F32(_) => Vec::new(),
@@ -81,7 +75,7 @@ fn encode_with(
             Values::F16(bits) => {
                 prefetch(&bits[start..stop]);
                 let wide = &mut wide[..stop - start];
-                widen_f16(&bits[start..stop], wide);
+                bits[start..stop].reinterpret_cast::<half::f16>().convert_to_f32_slice(wide);
                 wide
             }
             Values::Bf16(bits) => {
@@ -102,7 +96,7 @@ fn encode_with(
         let largest = f32::from_bits(bits);
         if values.len() == block {
             *absmax = largest;
-            codes(values, 1.0 / largest.max(LEAST_ABSMAX), packed);
+            codes_of_full_block(values, 1.0 / largest.max(LEAST_ABSMAX), packed);
         } else {
             *absmax = largest.max(LEAST_ABSMAX);
             codes_of_short_block(values, *absmax, packed);
@@ -125,10 +119,6 @@ fn prefetch<T>(values: &[T]) {
     let _ = (values, AHEAD);
 }
 
-fn widen_f16_portable(bits: &[u16], out: &mut [f32]) {
-    bits.reinterpret_cast::<half::f16>().convert_to_f32_slice(out);
-}
-
 /// The short last block: divides, and an odd count is padded with the code of zero.
 fn codes_of_short_block(values: &[f32], absmax: f32, packed: &mut [u8]) {
     for (byte, pair) in packed.iter_mut().zip(values.chunks(2)) {
@@ -144,7 +134,7 @@ fn code_of(y: f32) -> u8 {
 }
 
 /// A full block, in a form that compilers vectorise: 16 sums of comparisons side by side.
-fn codes_portable(values: &[f32], inverse: f32, packed: &mut [u8]) {
+fn codes_of_full_block(values: &[f32], inverse: f32, packed: &mut [u8]) {
     for (values, packed) in values.chunks_exact(16).zip(packed.chunks_exact_mut(8)) {
         let mut codes = [0u32; 16];
         for (code, value) in codes.iter_mut().zip(values) {

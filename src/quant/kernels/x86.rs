@@ -2,9 +2,9 @@
 //!
 //! AVX-512 encoding: [-1, 1] is cut into 32 buckets by a monotone function of y, narrower than the distance between
 //! midpoints, so that a bucket holds at most one: `code = base[bucket] + (y > midpoint[bucket])`. Both tables are two
-//! registers each. AVX2 encoding: a binary search over the 15 midpoints, four permuted comparisons.
+//! registers each. AVX2 encoding: 16 buckets, cut by a function that rises by one between midpoints.
 
-use super::{encode_with, prefetch, Blocks, INFINITY_BITS, LEAST_ABSMAX, MIDPOINTS};
+use super::{encode_portable, prefetch, Blocks, INFINITY_BITS, LEAST_ABSMAX, MIDPOINTS};
 use crate::quant::nf4::{SourceDtype, NF4_CODE};
 use crate::quant::quantize::Values;
 use std::arch::x86_64::*;
@@ -46,20 +46,16 @@ pub(super) fn encode_avx512(blocks: Blocks<'_>) -> Option<usize> {
             midpoint: [_mm512_loadu_ps(midpoint), _mm512_loadu_ps(midpoint.add(16))],
         }
     };
-    let Blocks { values, block, absmax, packed } = blocks;
-    let (full, whole) = (values.len() / block, values.len() / block * block);
-    let (absmax, last_absmax) = absmax.split_at_mut(full);
-    let (packed, last_packed) = packed.split_at_mut(whole / 2);
-    let bad = match values {
+    full_blocks_then_last(blocks, |Blocks { values, block, absmax, packed }| match values {
         Values::F32(values) => {
             // SAFETY: `full_blocks_avx512` asks for sixteen values inside the slice (as below).
             let load = |from: *const f32| unsafe { _mm512_loadu_ps(from) };
-            full_blocks_avx512(&values[..whole], block, (absmax, packed), &tables, load)
+            full_blocks_avx512(values, block, (absmax, packed), &tables, load)
         }
         Values::F16(bits) => {
             // SAFETY: as above.
             let load = |from: *const u16| unsafe { _mm512_cvtph_ps(_mm256_loadu_epi16(from.cast())) };
-            full_blocks_avx512(&bits[..whole], block, (absmax, packed), &tables, load)
+            full_blocks_avx512(bits, block, (absmax, packed), &tables, load)
         }
         Values::Bf16(bits) => {
             let load = |from: *const u16| {
@@ -67,16 +63,22 @@ pub(super) fn encode_avx512(blocks: Blocks<'_>) -> Option<usize> {
                 let wide = _mm512_cvtepu16_epi32(unsafe { _mm256_loadu_epi16(from.cast()) });
                 _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
             };
-            full_blocks_avx512(&bits[..whole], block, (absmax, packed), &tables, load)
+            full_blocks_avx512(bits, block, (absmax, packed), &tables, load)
         }
-    };
-    let last = || {
-        let values = values.slice(whole, values.len());
-        let blocks = Blocks { values, block, absmax: last_absmax, packed: last_packed };
-        // Portable: no block of it is full.
-        encode_with(blocks, super::widen_f16_portable, super::codes_portable).map(|within| whole + within)
-    };
-    bad.or_else(last)
+    })
+}
+
+/// Encodes full blocks with `encode_full`, and a short last one.
+#[inline(always)]
+fn full_blocks_then_last(blocks: Blocks<'_>, encode_full: impl FnOnce(Blocks<'_>) -> Option<usize>) -> Option<usize> {
+    let Blocks { values, block, absmax, packed } = blocks;
+    let (full, whole) = (values.len() / block, values.len() / block * block);
+    let (absmax, last_absmax) = absmax.split_at_mut(full);
+    let (packed, last_packed) = packed.split_at_mut(whole / 2);
+    let last = Blocks { values: values.slice(whole, values.len()), block, absmax: last_absmax, packed: last_packed };
+    // Portable: no block of it is full.
+    let encode_last = || encode_portable(last).map(|within| whole + within);
+    encode_full(Blocks { values: values.slice(0, whole), block, absmax, packed }).or_else(encode_last)
 }
 
 /// Full blocks of a multiple of 32 values, sixteen of which `load` reads as f32: once for the largest, once for the codes.
@@ -163,70 +165,135 @@ fn packed_codes([a, b, c, d]: [__m512i; 4]) -> __m256i {
     _mm256_permutexvar_epi16(order, bytes)
 }
 
+/// Values that are read twice, once for the largest of their blocks, once for the codes: the many steps to a scale of one
+/// block are hidden behind others.
+const AT_ONCE: usize = 1024;
+
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn encode_avx2(blocks: Blocks<'_>) -> Option<usize> {
-    let m = MIDPOINTS;
-    // Level k of the search compares with the middle of each of 2^k intervals.
-    let tables = [
-        _mm256_set1_ps(m[7]),
-        _mm256_setr_ps(m[3], m[11], 0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
-        _mm256_setr_ps(m[1], m[5], m[9], m[13], 0.0, 0.0, 0.0, 0.0),
-        _mm256_setr_ps(m[0], m[2], m[4], m[6], m[8], m[10], m[12], m[14]),
-    ];
-    encode_with(
-        blocks,
-        |bits, out| widen_f16_avx2(bits, out),
-        |values, inverse, packed| codes_avx2(values, inverse, packed, &tables),
-    )
-}
-
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn widen_f16_avx2(bits: &[u16], out: &mut [f32]) {
-    let whole = bits.len() / 8 * 8;
-    for (bits, out) in bits.chunks_exact(8).zip(out.chunks_exact_mut(8)) {
-        // SAFETY: each chunk holds 8 values.
-        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(bits.as_ptr().cast()))) };
-    }
-    super::widen_f16_portable(&bits[whole..], &mut out[whole..]);
-}
-
-/// A full block: a multiple of 32 values.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn codes_avx2(values: &[f32], inverse: f32, packed: &mut [u8], tables: &[__m256; 4]) {
-    let inverse = _mm256_set1_ps(inverse);
-    // Pairs of 16-bit lanes to 16 * even + odd.
-    let pair = _mm256_set1_epi32(0x0001_0010);
-    for (values, packed) in values.chunks_exact(32).zip(packed.chunks_exact_mut(16)) {
-        let mut codes = [_mm256_setzero_si256(); 4];
-        for (codes, values) in codes.iter_mut().zip(values.chunks_exact(8)) {
-            // SAFETY: each chunk holds 8 values.
-            *codes = eight_codes(_mm256_mul_ps(unsafe { _mm256_loadu_ps(values.as_ptr()) }, inverse), tables);
+    full_blocks_then_last(blocks, |Blocks { values, block, absmax, packed }| match values {
+        Values::F32(values) => {
+            // SAFETY: `full_blocks_avx2` asks for eight values inside the slice (as below).
+            let load = |from: *const f32| unsafe { _mm256_loadu_ps(from) };
+            full_blocks_avx2(values, block, (absmax, packed), load)
         }
-        // Packing works within 128-bit lanes: the low one gets bytes 0, 1 of each group of 8 codes, the high one 2, 3.
-        let first = _mm256_madd_epi16(_mm256_packs_epi32(codes[0], codes[1]), pair);
-        let second = _mm256_madd_epi16(_mm256_packs_epi32(codes[2], codes[3]), pair);
-        let words = _mm256_packs_epi32(first, second);
-        let bytes = _mm256_packus_epi16(words, words);
-        let (low, high) = (_mm256_castsi256_si128(bytes), _mm256_extracti128_si256::<1>(bytes));
-        // SAFETY: each chunk holds 16 bytes.
-        unsafe { _mm_storeu_si128(packed.as_mut_ptr().cast(), _mm_unpacklo_epi16(low, high)) };
-    }
+        Values::F16(bits) => {
+            // SAFETY: as above.
+            let load = |from: *const u16| unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) };
+            full_blocks_avx2(bits, block, (absmax, packed), load)
+        }
+        Values::Bf16(bits) => {
+            let load = |from: *const u16| {
+                // SAFETY: as above.
+                let wide = _mm256_cvtepu16_epi32(unsafe { _mm_loadu_si128(from.cast()) });
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+            };
+            full_blocks_avx2(bits, block, (absmax, packed), load)
+        }
+    })
 }
 
-/// One code in each 32-bit lane.
+/// Full blocks of a multiple of 32 values, eight of which `load` reads as f32.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn eight_codes(y: __m256, tables: &[__m256; 4]) -> __m256i {
-    let mut code = _mm256_setzero_si256();
-    for table in tables {
-        let midpoint = _mm256_permutevar8x32_ps(*table, code);
-        let above = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_GT_OQ>(y, midpoint));
-        // `above` is -1 where true.
-        code = _mm256_sub_epi32(_mm256_add_epi32(code, code), above);
+fn full_blocks_avx2<T>(
+    values: &[T],
+    block: usize,
+    (absmax, packed): (&mut [f32], &mut [u8]),
+    load: impl Fn(*const T) -> __m256,
+) -> Option<usize> {
+    let magnitude = _mm256_set1_ps(f32::from_bits(0x7fff_ffff));
+    let at_once = (AT_ONCE / block).max(1);
+    let groups = absmax.chunks_mut(at_once).zip(packed.chunks_mut(at_once * block / 2));
+    for (group, (values, (absmax, packed))) in values.chunks(at_once * block).zip(groups).enumerate() {
+        prefetch(values);
+        for (i, (values, absmax)) in values.chunks_exact(block).zip(&mut *absmax).enumerate() {
+            let mut largest = _mm256_setzero_si256();
+            for eight in values.chunks_exact(8) {
+                // Magnitudes order as their bits do, and NaN and infinity come out on top.
+                let bits = _mm256_castps_si256(_mm256_and_ps(load(eight.as_ptr()), magnitude));
+                largest = _mm256_max_epu32(largest, bits);
+            }
+            let four = _mm_max_epu32(_mm256_castsi256_si128(largest), _mm256_extracti128_si256::<1>(largest));
+            let two = _mm_max_epu32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
+            let largest = _mm_cvtsi128_si32(_mm_max_epu32(two, _mm_shuffle_epi32::<0b10_11_00_01>(two))) as u32;
+            if largest >= INFINITY_BITS {
+                return Some((group * at_once + i) * block + first_not_finite_avx2(values, &load));
+            }
+            *absmax = f32::from_bits(largest);
+        }
+        let blocks = values.chunks_exact(block).zip(packed.chunks_exact_mut(block / 2));
+        for ((values, packed), &absmax) in blocks.zip(&*absmax) {
+            let inverse = _mm256_set1_ps(1.0 / absmax.max(LEAST_ABSMAX));
+            for (values, packed) in values.chunks_exact(32).zip(packed.chunks_exact_mut(16)) {
+                let mut codes = [_mm256_setzero_si256(); 4];
+                for (codes, eight) in codes.iter_mut().zip(values.chunks_exact(8)) {
+                    *codes = eight_codes(_mm256_mul_ps(load(eight.as_ptr()), inverse));
+                }
+                // SAFETY: each chunk holds 16 bytes.
+                unsafe { _mm_storeu_si128(packed.as_mut_ptr().cast(), packed_codes_avx2(codes)) };
+            }
+        }
     }
-    code
+    None
+}
+
+/// Index of the first value of a block that is not finite.
+#[cold]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn first_not_finite_avx2<T>(values: &[T], load: &impl Fn(*const T) -> __m256) -> usize {
+    for (i, eight) in values.chunks_exact(8).enumerate() {
+        let magnitude = _mm256_and_ps(load(eight.as_ptr()), _mm256_set1_ps(f32::from_bits(0x7fff_ffff)));
+        // Not below infinity: infinity itself, or NaN.
+        let bad = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_NLT_UQ>(magnitude, _mm256_set1_ps(f32::INFINITY)));
+        if bad != 0 {
+            return 8 * i + bad.trailing_zeros() as usize;
+        }
+    }
+    0
+}
+
+/// A growing function of y that is between i and i + 1 at midpoint i: `RISE[0] + y · (RISE[1] - RISE[2] · |y|)`.
+const RISE: [f32; 3] = [7.3, 13.54, 5.74];
+
+/// Midpoint i, and none behind the last.
+const MIDPOINT_OF: [f32; 16] = {
+    let mut midpoints = [f32::INFINITY; 16];
+    let mut i = 0;
+    while i < MIDPOINTS.len() {
+        midpoints[i] = MIDPOINTS[i];
+        i += 1;
+    }
+    midpoints
+};
+
+/// One code in each 32-bit lane: [`RISE`] tells the only midpoint that matters. `y` may be an ulp beyond ±1.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn eight_codes(y: __m256) -> __m256i {
+    // SAFETY: the table has 16 values.
+    let [low, high] = unsafe { [_mm256_loadu_ps(MIDPOINT_OF.as_ptr()), _mm256_loadu_ps(MIDPOINT_OF.as_ptr().add(8))] };
+    let [start, slope, bend] = [_mm256_set1_ps(RISE[0]), _mm256_set1_ps(RISE[1]), _mm256_set1_ps(RISE[2])];
+    let size = _mm256_andnot_ps(_mm256_set1_ps(-0.0), y);
+    let below = _mm256_cvttps_epi32(_mm256_fmadd_ps(y, _mm256_fnmadd_ps(bend, size, slope), start));
+    let half = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(below));
+    let (low, high) = (_mm256_permutevar8x32_ps(low, below), _mm256_permutevar8x32_ps(high, below));
+    let above = _mm256_cmp_ps::<_CMP_GT_OQ>(y, _mm256_blendv_ps(low, high, half));
+    // `above` is -1 where true.
+    _mm256_sub_epi32(below, _mm256_castps_si256(above))
+}
+
+/// 32 codes, one in each 32-bit lane, to 16 * even + odd in 16 bytes.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn packed_codes_avx2([a, b, c, d]: [__m256i; 4]) -> __m128i {
+    let pair = _mm256_set1_epi32(0x0001_0010);
+    // Packing works within 128-bit lanes: the low one gets bytes 0, 1 of each group of 8 codes, the high one 2, 3.
+    let first = _mm256_madd_epi16(_mm256_packs_epi32(a, b), pair);
+    let second = _mm256_madd_epi16(_mm256_packs_epi32(c, d), pair);
+    let words = _mm256_packs_epi32(first, second);
+    let bytes = _mm256_packus_epi16(words, words);
+    _mm_unpacklo_epi16(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256::<1>(bytes))
 }
 
 /// 32 codes of 16 bytes, one a byte, in order.
