@@ -217,14 +217,43 @@ pub(super) unsafe fn dequantise_groups(matrix: &Nf4Matrix, groups: Range<usize>,
             (low, high) = half_tables(scales.get(block), matrix.dtype);
         }
         let bytes = super::pack_nf4::group_bytes(matrix, group);
-        let odd = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(i64::from_le_bytes(bytes)));
-        let even = look_up(_mm256_srli_epi32::<4>(odd), low, high);
-        let odd = look_up(odd, low, high);
-        let (first, second) = (_mm256_unpacklo_ps(even, odd), _mm256_unpackhi_ps(even, odd));
         // SAFETY: `to` is a chunk of 16.
-        unsafe {
-            _mm256_storeu_ps(to.as_mut_ptr(), _mm256_permute2f128_ps::<0x20>(first, second));
-            _mm256_storeu_ps(to.as_mut_ptr().add(8), _mm256_permute2f128_ps::<0x31>(first, second));
-        }
+        unsafe { put_group(i64::from_le_bytes(bytes), (low, high), to.as_mut_ptr()) };
+    }
+}
+
+/// Writes the values of the 16 codes in eight bytes.
+///
+/// # Safety
+/// AVX2 is available and 16 values are writable.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn put_group(bytes: i64, (low, high): (__m256, __m256), to: *mut f32) {
+    let odd = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bytes));
+    let even = look_up(_mm256_srli_epi32::<4>(odd), low, high);
+    let odd = look_up(odd, low, high);
+    let (first, second) = (_mm256_unpacklo_ps(even, odd), _mm256_unpackhi_ps(even, odd));
+    // SAFETY: by contract.
+    unsafe {
+        _mm256_storeu_ps(to, _mm256_permute2f128_ps::<0x20>(first, second));
+        _mm256_storeu_ps(to.add(8), _mm256_permute2f128_ps::<0x31>(first, second));
+    }
+}
+
+/// Writes the group at one column of some rows, one behind the other.
+///
+/// # Safety
+/// AVX2 is available, the column and the length of rows are multiples of 16, the rows and the group in them exist, and `to`
+/// holds 16 values for each row.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn stack_groups(matrix: &Nf4Matrix, rows: Range<usize>, column: usize, to: &mut [f32]) {
+    let scales = ScaleReader::new(matrix);
+    let shift = matrix.block.trailing_zeros();
+    let codes = matrix.codes.as_ptr();
+    for (row, to) in rows.zip(to.as_chunks_mut::<16>().0) {
+        let start = row * matrix.cols + column;
+        let tables = half_tables(scales.get(start >> shift), matrix.dtype);
+        // SAFETY: the eight bytes of a group that exists, and a chunk of 16.
+        unsafe { put_group(codes.add(start / 2).cast::<i64>().read_unaligned(), tables, to.as_mut_ptr()) };
     }
 }

@@ -13,6 +13,9 @@ use std::ops::Range;
 /// Words of a strip beyond the longest row piece: room for whole groups of codes at both ends.
 pub(super) const STRIP_MARGIN: usize = 32;
 
+/// Columns of the widest panel of kernels with vectors of eight words.
+pub(super) const NARROW: usize = 16;
+
 /// Depth of a strip: 16 of them stay in the L1 cache.
 const STRIP_DEPTH: usize = 256;
 
@@ -75,6 +78,26 @@ for_each_path! {
     fn widen_bf16(from: &[u16], to: &mut [f32]) {
         for (to, &bits) in to.iter_mut().zip(from) {
             *to = f32::from_bits(u32::from(bits) << 16);
+        }
+    }
+}
+
+for_each_path! {
+    /// The first columns of rows that lie `stride` apart, close together.
+    fn stack_f32(from: &[f32], stride: usize, to: &mut [f32]) {
+        for (from, to) in from.chunks(stride).zip(to.as_chunks_mut::<NARROW>().0) {
+            to.copy_from_slice(&from[..NARROW]);
+        }
+    }
+}
+
+for_each_path! {
+    /// The same of bf16 bits.
+    fn stack_bf16(from: &[u16], stride: usize, to: &mut [f32]) {
+        for (from, to) in from.chunks(stride).zip(to.as_chunks_mut::<NARROW>().0) {
+            for (to, &bits) in to.iter_mut().zip(&from[..NARROW]) {
+                *to = f32::from_bits(u32::from(bits) << 16);
+            }
         }
     }
 }
@@ -289,8 +312,31 @@ impl<'a> Source<'a> {
         }
     }
 
+    /// Packs panels of [`NARROW`] columns whose values go where they belong as they are; false if this is no such panel.
+    fn pack_narrow(&self, kernels: &Kernels, panel: &mut Panel<'_>) -> bool {
+        if kernels.pairs.is_some() || panel.columns.len() != NARROW || panel.stride != NARROW || panel.depth.is_empty()
+        {
+            return false;
+        }
+        let to = &mut panel.to[..panel.depth.len() * NARROW];
+        match self.weight {
+            WeightRef::F32(matrix) if self.compute == Compute::F32 => {
+                let from = &matrix.data[panel.depth.start * matrix.stride + panel.columns.start..];
+                stack_f32(self.path, from, matrix.stride, to);
+            }
+            WeightRef::Bf16 { bits, cols, .. } => {
+                stack_bf16(self.path, &bits[panel.depth.start * cols + panel.columns.start..], cols, to);
+            }
+            _ => return false,
+        }
+        true
+    }
+
     /// B = w: each row of the weight (each two rows, for pairs) becomes one depth of the panel.
-    fn pack_rows_as_depth(&self, kernels: &Kernels, panel: Panel<'_>) {
+    fn pack_rows_as_depth(&self, kernels: &Kernels, mut panel: Panel<'_>) {
+        if self.pack_narrow(kernels, &mut panel) {
+            return;
+        }
         let count = panel.columns.len();
         let (even_strip, odd_strip) = panel.strips.split_at_mut(STRIPS / 2);
         let rows = panel.depth.clone().step_by(kernels.per_word());

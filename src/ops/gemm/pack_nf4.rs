@@ -4,6 +4,8 @@
 //! flat index starts at a multiple of 16. A group is 8 whole bytes and lies in one block (blocks are multiples of 32).
 
 use super::kernel::Kernels;
+#[cfg(target_arch = "x86_64")]
+use super::pack_dense::NARROW;
 use super::pack_dense::{bf16_bits, round_f16, Panel, Source};
 #[cfg(target_arch = "x86_64")]
 use crate::device::Compute;
@@ -143,6 +145,9 @@ pub(super) fn pack_fast(
     panel: &mut Panel<'_>,
     apart: Option<usize>,
 ) -> bool {
+    if source.path == CpuPath::Avx2 && apart.is_none() {
+        return pack_narrow(source, matrix, panel);
+    }
     use super::pack_nf4_avx512::Piece;
     use super::{pack_nf4_avx512, pack_nf4_bf16};
     let unit = if source.transposed { 32 } else { 16 };
@@ -182,6 +187,21 @@ pub(super) fn pack_fast(
             (false, true) => pack_nf4_bf16::pack_rows_as_depth(&piece),
         }
     }
+    true
+}
+
+/// Packs a panel of [`NARROW`] columns that rows become the depth of, with AVX2; false if it is no such panel.
+#[cfg(target_arch = "x86_64")]
+fn pack_narrow(source: &Source<'_>, matrix: &Nf4Matrix, panel: &mut Panel<'_>) -> bool {
+    let fits = !source.transposed && panel.columns.len() == NARROW && panel.stride == NARROW;
+    let as_is = source.compute == Compute::F32 || matrix.dtype == SourceDtype::Bf16;
+    if !fits || !as_is || !matrix.cols.is_multiple_of(NARROW) || !panel.columns.start.is_multiple_of(NARROW) {
+        return false;
+    }
+    let to = &mut panel.to[..panel.depth.len() * NARROW];
+    assert!(panel.depth.end <= matrix.rows && panel.columns.end <= matrix.cols);
+    // SAFETY: the path is available; the groups from the first column on lie in these rows.
+    unsafe { super::avx2::stack_groups(matrix, panel.depth.clone(), panel.columns.start, to) };
     true
 }
 
