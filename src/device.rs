@@ -22,7 +22,7 @@ pub enum Compute {
     /// f32 operands (the default on a CPU).
     #[default]
     F32,
-    /// Operands rounded to bf16, products accumulated in f32.
+    /// Operands rounded to bf16, products accumulated in f32. What generates text may use what is nearer to f32 instead.
     Bf16,
 }
 

@@ -48,7 +48,8 @@ pub struct DeviceArgs {
 pub enum ComputeArg {
     /// f32 operands.
     F32,
-    /// bf16 operands, f32 accumulation.
+    /// bf16 operands, f32 accumulation. Text is generated faster: the less likely logits come from 8 bits, and a processor
+    /// with AVX2 alone multiplies 16-bit integers, which are nearer to f32.
     Bf16,
 }
 

@@ -167,7 +167,7 @@ impl Block {
         let project = |layer: &super::layer::LinearLayer, x: &Matrix| {
             let view = layer.view(pass);
             let mut y = arena.matrix(x.rows(), view.weight.rows());
-            linear::forward(&view, x.view(), &mut y, arena);
+            linear::infer(&view, x.view(), &mut y, arena);
             y
         };
         let (mut q, mut k, v) = (project(&self.q, &normed), project(&self.k, &normed), project(&self.v, &normed));

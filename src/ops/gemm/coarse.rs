@@ -124,7 +124,7 @@ fn sum_of_products(a: &[f32], b: &[f32]) -> f32 {
 /// The factor to integers and the step back, for a piece whose largest magnitude has these bits: bits order magnitudes
 /// like integers, infinity and NaN behind all others.
 #[inline(always)]
-fn scale(bits: u32, integer: f32) -> (f32, f32) {
+pub(super) fn scale(bits: u32, integer: f32) -> (f32, f32) {
     let largest = f32::from_bits(bits);
     if !largest.is_finite() {
         return (0.0, f32::NAN);

@@ -9,7 +9,7 @@
 //!
 //! where C and X are rounded to integers, `M = 16383` and `largest = max |x[i]|`. Sums of integers are exact: a lane adds
 //! up eight products, and `8 · M² < 2³¹`. So the only errors are half a unit of C and of X, 2⁻¹⁵ of the largest code and of
-//! the largest x of the piece; bf16 rounds every operand by up to 2⁻⁹ of itself. The values `c · s` are not rounded to the
+//! the largest x of the piece; bf16 rounds every operand by up to 2⁻⁸ of itself. The values `c · s` are not rounded to the
 //! dtype that was quantised, which takes as long as all products.
 //!
 //! C is looked up by its two bytes, 32 codes at a time, and multiplied where it lies (`vpmaddwd`).

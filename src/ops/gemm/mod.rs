@@ -19,6 +19,8 @@ mod avx512bf16;
 pub mod batch;
 mod coarse;
 mod driver;
+#[cfg(target_arch = "x86_64")]
+mod fixed_avx2;
 mod gemv;
 mod gemv_half;
 mod gemv_nf4;
@@ -192,6 +194,26 @@ impl Store {
 /// `y[T,N] (+)= alpha * x[T,K] · w[N,K]ᵀ`.
 pub fn matmul_nt(x: MatRef<'_>, w: WeightRef<'_>, y: MatMut<'_>, store: Store) {
     matmul_nt_on(cpu_path(), x, w, y, store);
+}
+
+/// `y[T,N] = x[T,K] · w[N,K]ᵀ` of values that no gradient is asked of. Where `compute` asks for bf16 and the path has no
+/// instructions for it, NF4 codes are multiplied in 16-bit fixed point: nearer to the values, and faster.
+pub fn infer_nt(x: MatRef<'_>, w: WeightRef<'_>, y: MatMut<'_>, compute: Compute) {
+    infer_nt_on(cpu_path(), x, w, y, compute);
+}
+
+/// [`infer_nt`] on one kernel path, which the machine must have.
+pub(crate) fn infer_nt_on(path: CpuPath, x: MatRef<'_>, w: WeightRef<'_>, y: MatMut<'_>, compute: Compute) {
+    #[cfg(target_arch = "x86_64")]
+    if let (CpuPath::Avx2, Compute::Bf16, WeightRef::Nf4(matrix)) = (path, compute, w) {
+        if x.rows > 1 && fixed_avx2::applies(matrix) {
+            assert!(x.cols == w.cols() && y.rows == x.rows && y.cols == w.rows());
+            check(x, &y);
+            w.check();
+            return fixed_avx2::matmul_nt(x, matrix, y);
+        }
+    }
+    matmul_nt_on(path, x, w, y, Store::set(compute));
 }
 
 /// `dx[T,K] (+)= alpha * dy[T,N] · w[N,K]`.

@@ -29,7 +29,7 @@ pub mod group;
 #[cfg(test)]
 mod tests;
 
-use super::gemm::{format_of_narrow, matmul_nn, matmul_nt, matmul_tn, Store, WeightRef};
+use super::gemm::{format_of_narrow, infer_nt, matmul_nn, matmul_nt, matmul_tn, Store, WeightRef};
 use super::{dropout, Arena, Gradients, MatMut, MatRef, Matrix, ParamId, RandomStream};
 use crate::device::Compute;
 
@@ -87,10 +87,20 @@ impl Linear<'_> {
     }
 }
 
+/// Computes `y [T,N]`, of which no gradient will be asked.
+pub fn infer(linear: &Linear<'_>, x: MatRef<'_>, y: &mut Matrix, arena: &Arena) {
+    infer_nt(x, linear.weight, y.view_mut(), linear.compute);
+    finish(linear, x, y, arena);
+}
+
 /// Computes `y [T,N]` and returns `u [T,R]`, which the backward pass can use again.
 pub fn forward(linear: &Linear<'_>, x: MatRef<'_>, y: &mut Matrix, arena: &Arena) -> Option<Matrix> {
-    let set = Store::set(linear.compute);
-    matmul_nt(x, linear.weight, y.view_mut(), set);
+    matmul_nt(x, linear.weight, y.view_mut(), Store::set(linear.compute));
+    finish(linear, x, y, arena)
+}
+
+/// Adds what `y`, which holds `x·Wᵀ`, still lacks; returns u.
+fn finish(linear: &Linear<'_>, x: MatRef<'_>, y: &mut Matrix, arena: &Arena) -> Option<Matrix> {
     let hidden = linear.adapter.as_ref().map(|adapter| add_adapter(linear, adapter, x, y, arena));
     if let Some(bias) = linear.bias {
         columns::add_bias(y, bias);

@@ -1,0 +1,242 @@
+//! `y[T,N] = x[T,K] · w[N,K]ᵀ` over NF4 codes in 16-bit fixed point, with AVX2: prompts in bf16 where a path has no
+//! instructions for bf16. ([`super::gemv_nf4_fixed`] is the form for one row.)
+//!
+//! Of each piece of 64 values along K, with the scale s of the codes c of a row of w:
+//!
+//! ```text
+//! s · Σ c[i] · x[i] = s · u · Σ C[i] · X[i],   C[i] = 4095 c[i],   X[i] = 8191 x[i] / largest,   u = largest / (4095 · 8191)
+//! ```
+//!
+//! where C and X are rounded to integers and `largest = max |x[i]|`. `64 · 4095 · 8191 < 2³¹`, so the sums are exact. Half a
+//! unit of C and X is 2⁻¹³ of the largest code and 2⁻¹⁴ of the largest x of the piece; the products `c · s` are not rounded
+//! to the dtype that was quantised. A multiply-add of 16-bit integers (`vpmaddwd`, then an addition) does two products in
+//! each lane where one of f32 does one.
+//!
+//! A panel is 16 rows of w: words of two neighbouring integers, `[K / 2, 16]`, and scales `[K / 64, 16]`.
+//!
+//! Invariant: an element of y is one sum in the order of K. A piece of x that is not finite gives NaN.
+
+use super::avx2::Avx2;
+use super::coarse::scale;
+use super::driver::{for_each, threads_for};
+use super::kernel::Lanes;
+use super::operand::Target;
+use super::pack_nf4::ScaleReader;
+use super::scratch::Scratch;
+use crate::ops::matrix::{odd_stride, MatMut, MatRef};
+use crate::quant::nf4::NF4_CODE;
+use crate::quant::Nf4Matrix;
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+/// Values that share a scale.
+const PIECE: usize = 64;
+
+/// Words of a piece.
+const WORDS: usize = PIECE / 2;
+
+/// Largest integer of a code.
+const LARGEST_CODE: f32 = 4095.0;
+
+/// Largest integer of x.
+const LARGEST_OF_X: f32 = 8191.0;
+
+/// Columns of a panel.
+const COLUMNS: usize = 16;
+
+/// Rows of a tile.
+const ROWS: usize = 6;
+
+/// Jobs for each thread, at least, by cutting the rows if there are too few panels.
+const JOBS_PER_THREAD: usize = 4;
+
+/// The two integers of a byte of codes: those of its high nibble below those of its low one.
+static PAIRS: [u32; 256] = {
+    let mut pairs = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        pairs[byte] = integer(byte >> 4) as u32 | (integer(byte & 15) as u32) << 16;
+        byte += 1;
+    }
+    pairs
+};
+
+const fn integer(code: usize) -> u16 {
+    let value = NF4_CODE[code] * LARGEST_CODE;
+    // Half a unit away from zero: the conversion cuts off.
+    (if value < 0.0 { value - 0.5 } else { value + 0.5 }) as i16 as u16
+}
+
+/// Whether a weight has whole pieces.
+pub(super) fn applies(matrix: &Nf4Matrix) -> bool {
+    matrix.cols.is_multiple_of(PIECE) && matrix.block >= PIECE && matrix.cols > 0
+}
+
+/// x as words of two integers, and their units.
+struct Left<'a> {
+    /// `[rows, stride]`.
+    words: &'a [f32],
+    stride: usize,
+    /// `[rows, pieces]`.
+    units: &'a [f32],
+    pieces: usize,
+}
+
+/// Computes y. The path has AVX2, and [`applies`] is true of the weight.
+pub(super) fn matmul_nt(x: MatRef<'_>, matrix: &Nf4Matrix, y: MatMut<'_>) {
+    let (rows, pieces) = (x.rows, x.cols / PIECE);
+    assert!(applies(matrix) && x.cols == matrix.cols && y.rows == rows && y.cols == matrix.rows);
+    let threads = threads_for(rows * matrix.rows * matrix.cols);
+    let stride = odd_stride(x.cols / 2);
+    let mut memory = Scratch::take(rows * (stride + pieces));
+    let (words, units) = memory.words()[..rows * (stride + pieces)].split_at_mut(rows * stride);
+    let (to, unit) = (Target(words.as_mut_ptr()), Target(units.as_mut_ptr()));
+    for_each(threads, rows, |row| {
+        // SAFETY: row < rows, and each row belongs to one job; the path has AVX2.
+        unsafe {
+            let units = std::slice::from_raw_parts_mut(unit.get().add(row * pieces), pieces);
+            let x = x.row(row).as_chunks().0;
+            for ((piece, x), unit) in x.iter().enumerate().zip(units) {
+                *unit = to_integers(x, to.get().add(row * stride + piece * WORDS).cast());
+            }
+        }
+    });
+    let left = Left { words, stride, units, pieces };
+    let target = Target(y.data.as_mut_ptr());
+    let panels = matrix.rows.div_ceil(COLUMNS);
+    let parts = (JOBS_PER_THREAD * threads).div_ceil(panels).clamp(1, rows.div_ceil(ROWS));
+    for_each(threads, panels * parts, |job| {
+        let (panel, part) = (job / parts, job % parts);
+        let columns = panel * COLUMNS..matrix.rows.min((panel + 1) * COLUMNS);
+        let mut memory = Scratch::take(pieces * (WORDS + 1) * COLUMNS);
+        let (words, scales) = memory.words().split_at_mut(pieces * WORDS * COLUMNS);
+        pack(matrix, columns.clone(), words, scales);
+        for first in (rows * part / parts..rows * (part + 1) / parts).step_by(ROWS) {
+            let count = ROWS.min(rows * (part + 1) / parts - first);
+            let mut tile = [[0.0; COLUMNS]; ROWS];
+            // SAFETY: the path has AVX2, and these rows and the panel were made above.
+            unsafe { tile_of(count, &left, first, (words.as_ptr(), scales.as_ptr()), &mut tile) };
+            for (row, tile) in (first..).zip(&tile[..count]) {
+                // SAFETY: these columns of this row belong to this job alone.
+                let to = unsafe {
+                    std::slice::from_raw_parts_mut(target.get().add(row * y.stride + columns.start), columns.len())
+                };
+                to.copy_from_slice(&tile[..columns.len()]);
+            }
+        }
+    });
+}
+
+/// Makes a panel; columns that the weight lacks become zeros.
+fn pack(matrix: &Nf4Matrix, columns: Range<usize>, words: &mut [f32], scales: &mut [f32]) {
+    let pieces = matrix.cols / PIECE;
+    let reader = ScaleReader::new(matrix);
+    let (words, _) = words[..pieces * WORDS * COLUMNS].as_chunks_mut::<{ WORDS * COLUMNS }>();
+    for lane in 0..COLUMNS {
+        let row = columns.start + lane;
+        if row >= columns.end {
+            words
+                .iter_mut()
+                .for_each(|words| words.iter_mut().skip(lane).step_by(COLUMNS).for_each(|word| *word = 0.0));
+            scales[..pieces * COLUMNS].iter_mut().skip(lane).step_by(COLUMNS).for_each(|scale| *scale = 0.0);
+            continue;
+        }
+        let start = row * matrix.cols;
+        let (codes, _) = matrix.codes[start / 2..(start + matrix.cols) / 2].as_chunks::<WORDS>();
+        for ((piece, words), codes) in words.iter_mut().enumerate().zip(codes) {
+            for (pair, &byte) in codes.iter().enumerate() {
+                words[pair * COLUMNS + lane] = f32::from_bits(PAIRS[usize::from(byte)]);
+            }
+            scales[piece * COLUMNS + lane] = reader.get((start + piece * PIECE) / matrix.block);
+        }
+    }
+}
+
+/// Makes the integers of a piece of x and returns their unit.
+///
+/// # Safety
+/// As many integers are writable; AVX2 is available.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn to_integers(x: &[f32; PIECE], to: *mut __m256i) -> f32 {
+    let largest = x.iter().fold(0, |largest, x| largest.max(x.to_bits() & 0x7fff_ffff));
+    let (factor, step) = scale(largest, LARGEST_OF_X);
+    let factor = _mm256_set1_ps(factor);
+    for (i, sixteen) in x.as_chunks::<16>().0.iter().enumerate() {
+        // SAFETY: sixteen values, and the integers for them by contract.
+        unsafe {
+            let first = _mm256_cvtps_epi32(_mm256_mul_ps(Avx2::load(sixteen.as_ptr()), factor));
+            let second = _mm256_cvtps_epi32(_mm256_mul_ps(Avx2::load(sixteen.as_ptr().add(8)), factor));
+            // Packing works within halves.
+            let packed = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(first, second));
+            to.add(i).write_unaligned(packed);
+        }
+    }
+    step / LARGEST_CODE
+}
+
+/// `count` rows from `first` on times a panel.
+///
+/// # Safety
+/// The rows exist, and the panel for as many pieces; AVX2 and FMA are available.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn tile_of(
+    count: usize,
+    left: &Left<'_>,
+    first: usize,
+    panel: (*const f32, *const f32),
+    tile: &mut [[f32; COLUMNS]; ROWS],
+) {
+    // SAFETY: passed on.
+    unsafe {
+        match count {
+            1 => rows_at_once::<1>(left, first, panel, tile),
+            2 => rows_at_once::<2>(left, first, panel, tile),
+            3 => rows_at_once::<3>(left, first, panel, tile),
+            4 => rows_at_once::<4>(left, first, panel, tile),
+            5 => rows_at_once::<5>(left, first, panel, tile),
+            _ => rows_at_once::<ROWS>(left, first, panel, tile),
+        }
+    }
+}
+
+/// # Safety
+/// As [`tile_of`].
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn rows_at_once<const R: usize>(
+    left: &Left<'_>,
+    first: usize,
+    (words, scales): (*const f32, *const f32),
+    tile: &mut [[f32; COLUMNS]; ROWS],
+) {
+    // SAFETY: by contract.
+    unsafe {
+        let a = left.words[first * left.stride..].as_ptr();
+        // As in the tiles of f32: rows are reached from every third one.
+        let mut bases = [a, std::hint::black_box(a.wrapping_add(3 * left.stride))];
+        let mut b = words;
+        for piece in 0..left.pieces {
+            let mut sums = [[_mm256_setzero_si256(); 2]; R];
+            for _ in 0..WORDS {
+                let right = [_mm256_loadu_si256(b.cast()), _mm256_loadu_si256(b.add(8).cast())];
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    let pair = _mm256_castps_si256(Avx2::splat(bases[r / 3].add(r % 3 * left.stride)));
+                    sums[0] = _mm256_add_epi32(sums[0], _mm256_madd_epi16(pair, right[0]));
+                    sums[1] = _mm256_add_epi32(sums[1], _mm256_madd_epi16(pair, right[1]));
+                }
+                bases = [bases[0].wrapping_add(1), bases[1].wrapping_add(1)];
+                b = b.add(COLUMNS);
+            }
+            let scales = scales.add(piece * COLUMNS);
+            let scales = [Avx2::load(scales), Avx2::load(scales.add(8))];
+            for (r, (sums, tile)) in sums.iter().zip(&mut *tile).enumerate() {
+                let unit = Avx2::splat(left.units[(first + r) * left.pieces + piece..].as_ptr());
+                for ((&sum, scale), tile) in sums.iter().zip(scales).zip(tile.as_chunks_mut::<8>().0) {
+                    let total = Avx2::load(tile.as_ptr());
+                    let total = Avx2::multiply_add(_mm256_cvtepi32_ps(sum), _mm256_mul_ps(scale, unit), total);
+                    _mm256_storeu_ps(tile.as_mut_ptr(), total);
+                }
+            }
+        }
+    }
+}
