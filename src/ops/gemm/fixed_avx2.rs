@@ -104,7 +104,7 @@ pub(super) fn matmul_nt(x: MatRef<'_>, matrix: &Nf4Matrix, y: MatMut<'_>) {
     let left = Left { words, stride, units, pieces };
     let target = Target(y.data.as_mut_ptr());
     let panels = matrix.rows.div_ceil(COLUMNS);
-    let parts = (JOBS_PER_THREAD * threads).div_ceil(panels).clamp(1, rows.div_ceil(ROWS));
+    let parts = (JOBS_PER_THREAD * threads).div_ceil(panels.max(1)).clamp(1, rows.div_ceil(ROWS));
     for_each(threads, panels * parts, |job| {
         let (panel, part) = (job / parts, job % parts);
         let columns = panel * COLUMNS..matrix.rows.min((panel + 1) * COLUMNS);
