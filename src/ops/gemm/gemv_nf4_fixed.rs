@@ -17,6 +17,7 @@
 //! Invariant: the order of a sum depends on its length alone. A piece of x with a value that is not finite gives NaN.
 
 use super::avx2::Avx2;
+use super::coarse::scale;
 use super::gemv_nf4::{Functions, Input, Rounding, PIECE};
 use super::gemv_nf4_rows::AHEAD;
 use super::kernel::{Dot, Lanes, MOST_ROWS};
@@ -113,10 +114,8 @@ unsafe fn to_integers(x: *const f32, to: *mut __m256i) -> f32 {
         let four = _mm_max_epi32(_mm256_castsi256_si128(largest), _mm256_extracti128_si256::<1>(largest));
         let two = _mm_max_epi32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
         let one = _mm_max_epi32(two, _mm_shuffle_epi32::<0b10_11_00_01>(two));
-        let largest = f32::from_bits(_mm_cvtsi128_si32(one) as u32);
-        // The factor of smaller ones would not be finite.
-        let counts = largest >= f32::MIN_POSITIVE * LARGEST;
-        let factor = _mm256_set1_ps(if counts && largest.is_finite() { LARGEST / largest } else { 0.0 });
+        let (factor, step) = scale(_mm_cvtsi128_si32(one) as u32, LARGEST);
+        let factor = _mm256_set1_ps(factor);
         let mut integers = [_mm256_setzero_si256(); 2 * VECTORS];
         for (integer, value) in integers.iter_mut().zip(values) {
             *integer = _mm256_cvtps_epi32(_mm256_mul_ps(value, factor));
@@ -125,11 +124,7 @@ unsafe fn to_integers(x: *const f32, to: *mut __m256i) -> f32 {
             to.add(half).write_unaligned(every_second::<false>(*four));
             to.add(VECTORS / 2 + half).write_unaligned(every_second::<true>(*four));
         }
-        match largest.is_finite() {
-            true if counts => largest / (LARGEST * LARGEST),
-            true => 0.0,
-            false => f32::NAN,
-        }
+        step / LARGEST
     }
 }
 
