@@ -33,6 +33,8 @@ mod gemv_nf4_rows;
 #[cfg(target_arch = "x86_64")]
 mod gemv_nf4_x86;
 mod gemv_row;
+#[cfg(test)]
+mod inference_tests;
 mod kernel;
 #[cfg(target_arch = "aarch64")]
 mod neon;

@@ -1,16 +1,15 @@
 //! Every kernel path, storage, operand format and orientation against [`super::reference`].
 
 use super::batch::{prepare_on, Batch, Right};
-use super::kernel::Kernels;
 use super::pack_dense::{bf16_bits, f16_to_f32, round_f16};
-use super::{infer_nt_on, matmul_nn_on, matmul_nt_on, matmul_tn_on, reference, RowInput, RowProduct, Store, WeightRef};
+use super::{matmul_nn_on, matmul_nt_on, matmul_tn_on, reference, Store, WeightRef};
 use crate::device::{Compute, CpuPath};
 use crate::ops::matrix::{MatMut, MatRef};
 use crate::ops::Bytes;
 use crate::quant::{Nf4Matrix, Scales, SourceDtype};
 
 /// A small generator, so that these tests depend on nothing but the module.
-struct Numbers(u64);
+pub(super) struct Numbers(pub(super) u64);
 
 impl Numbers {
     fn next(&mut self) -> u64 {
@@ -23,13 +22,13 @@ impl Numbers {
         self.next() as f32 / (1u64 << 30) as f32 - 1.0
     }
 
-    fn values(&mut self, count: usize) -> Vec<f32> {
+    pub(super) fn values(&mut self, count: usize) -> Vec<f32> {
         (0..count).map(|_| self.value()).collect()
     }
 }
 
 /// Owned memory of a weight.
-enum Weight {
+pub(super) enum Weight {
     F32(Vec<f32>, usize, usize, usize),
     F16(Vec<u16>, usize, usize),
     Bf16(Vec<u16>, usize, usize),
@@ -37,7 +36,7 @@ enum Weight {
 }
 
 impl Weight {
-    fn view(&self) -> WeightRef<'_> {
+    pub(super) fn view(&self) -> WeightRef<'_> {
         match self {
             Weight::F32(data, rows, cols, stride) => {
                 WeightRef::F32(MatRef { data, rows: *rows, cols: *cols, stride: *stride })
@@ -49,7 +48,7 @@ impl Weight {
     }
 
     /// One weight for each storage, dtype, block size and kind of scale.
-    fn all(rows: usize, cols: usize) -> Vec<(&'static str, Weight)> {
+    pub(super) fn all(rows: usize, cols: usize) -> Vec<(&'static str, Weight)> {
         let mut numbers = Numbers(rows as u64 * 1000 + cols as u64);
         let n = rows * cols;
         let f16 = numbers.values(n).iter().map(|&v| half::f16::from_f32(v).to_bits()).collect();
@@ -67,7 +66,7 @@ impl Weight {
     }
 }
 
-fn nf4(rows: usize, cols: usize, block: usize, dtype: SourceDtype, double: bool) -> Weight {
+pub(super) fn nf4(rows: usize, cols: usize, block: usize, dtype: SourceDtype, double: bool) -> Weight {
     let mut numbers = Numbers((rows * 31 + cols * 17 + block) as u64);
     let codes: Vec<u8> = (0..(rows * cols).div_ceil(2)).map(|_| numbers.next() as u8).collect();
     let blocks = (rows * cols).div_ceil(block);
@@ -89,7 +88,7 @@ fn padded(data: &[f32], rows: usize, cols: usize) -> MatRef<'_> {
     MatRef { data, rows, cols, stride: cols + 3 }
 }
 
-fn padded_mut(data: &mut [f32], rows: usize, cols: usize) -> MatMut<'_> {
+pub(super) fn padded_mut(data: &mut [f32], rows: usize, cols: usize) -> MatMut<'_> {
     MatMut { data, rows, cols, stride: cols + 3 }
 }
 
@@ -127,7 +126,7 @@ fn run(form: Form, path: Option<CpuPath>, t: usize, weight: &Weight, store: Stor
     output
 }
 
-fn assert_close(actual: &[f32], expected: &[f32], tolerance: f32, what: &str) {
+pub(super) fn assert_close(actual: &[f32], expected: &[f32], tolerance: f32, what: &str) {
     let largest = expected.iter().fold(1e-30f32, |largest, value| largest.max(value.abs()));
     for (i, (a, e)) in actual.iter().zip(expected).enumerate() {
         assert!((a - e).abs() <= tolerance * largest, "{what}: element {i}: {a} instead of {e} (largest {largest})");
@@ -255,158 +254,6 @@ fn a_single_one_gives_the_values_of_a_column() {
                         })
                         .collect();
                     assert_eq!(y, expected, "{name} column {col} {compute:?} {}", path.name());
-                }
-            }
-        }
-    }
-}
-
-/// What [`RowProduct`] gives on a path.
-fn alone(path: CpuPath, x: &[f32], weight: &Weight, compute: Compute) -> Vec<f32> {
-    let product = RowProduct::on(path, weight.view(), compute);
-    let mut input = RowInput::default();
-    input.load(x, [product].into_iter());
-    let mut y = vec![f32::NAN; product.rows()];
-    // In two parts, neither of them whole batches.
-    let middle = y.len() / 3;
-    for rows in [0..middle, middle..y.len()] {
-        product.sums(&input, rows, &mut |row, sum| y[row] = sum);
-    }
-    y
-}
-
-#[test]
-fn a_row_alone_gives_the_bits_of_a_product_of_one_row() {
-    for (rows, cols) in [(37, 64), (20, 576), (5, 100), (3, 1728), (130, 192)] {
-        for (name, weight) in Weight::all(rows, cols) {
-            let x = Numbers(3).values(cols);
-            for compute in [Compute::F32, Compute::Bf16] {
-                for path in CpuPath::available() {
-                    let what = format!("{name} N={rows} K={cols} {compute:?} {}", path.name());
-                    let mut expected = vec![0.0; rows];
-                    let (input, target) = (MatRef::new(&x, 1, cols), MatMut::new(&mut expected, 1, rows));
-                    matmul_nt_on(path, input, weight.view(), target, Store::set(compute));
-                    let found = alone(path, &x, &weight, compute);
-                    match Kernels::of(path, compute).codes_alone {
-                        // As near as two roundings of each operand to bf16 allow.
-                        Some(_) => assert_close(&found, &expected, 1e-2, &what),
-                        None => assert!(found.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits()), "{what}"),
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// The sum `Σ w·x` of a row, and how far half a unit of each operand in fixed point may carry it; units are those of the
-/// largest integers of codes and of x.
-fn sum_and_reach(matrix: &Nf4Matrix, row: usize, x: &[f32], [code, value]: [f64; 2]) -> (f64, f64) {
-    let pieces = x.len() / 64;
-    let (mut sum, mut reach) = (0.0, 0.0);
-    for piece in 0..pieces {
-        let at = piece * 64..(piece + 1) * 64;
-        let largest = x[at.clone()].iter().fold(0f64, |m, x| m.max(f64::from(x.abs())));
-        let scale = f64::from(matrix.scale(row * pieces + piece).abs());
-        for col in at {
-            let (w, x) = (f64::from(matrix.value(row * matrix.cols + col)), f64::from(x[col]));
-            sum += w * x;
-            reach += 0.5 * (w.abs() * largest / value + scale * x.abs() / code + scale * largest / (code * value));
-            reach += 4e-7 * (w * x).abs();
-        }
-    }
-    (sum, reach)
-}
-
-/// Pieces with values far from each other, one of zeros, one of the smallest numbers.
-fn uneven(numbers: &mut Numbers, cols: usize) -> Vec<f32> {
-    let mut x: Vec<f32> = numbers.values(cols).iter().map(|v| v * v * v).collect();
-    x.iter_mut().step_by(97).for_each(|x| *x *= 300.0);
-    if cols > 128 {
-        x[64..128].fill(0.0);
-        x[128..192].fill(f32::from_bits(3));
-    }
-    x
-}
-
-#[test]
-fn fixed_point_is_within_half_a_unit_of_each_operand() {
-    for (rows, cols) in [(37, 64), (20, 576), (9, 1728)] {
-        for double in [false, true] {
-            let weight = nf4(rows, cols, 64, SourceDtype::F32, double);
-            let Weight::Nf4(matrix) = &weight else { return };
-            let x = uneven(&mut Numbers(8), cols);
-            for path in CpuPath::available() {
-                if Kernels::of(path, Compute::Bf16).codes_alone.is_none() {
-                    continue;
-                }
-                for (row, y) in alone(path, &x, &weight, Compute::Bf16).into_iter().enumerate() {
-                    let (sum, reach) = sum_and_reach(matrix, row, &x, [16383.0; 2]);
-                    assert!((f64::from(y) - sum).abs() <= reach, "{rows}x{cols} row {row}: {y} for {sum}, {reach:e}");
-                }
-            }
-        }
-    }
-}
-
-#[test]
-fn products_for_inference_are_as_near_as_bf16_on_every_path() {
-    let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
-    let (one, three) = (pool(1), pool(3));
-    for (t, rows, cols) in [(2, 37, 64), (5, 16, 576), (19, 100, 128), (64, 9, 1728), (70, 576, 192), (3, 5, 100)] {
-        let weight = nf4(rows, cols, 64, SourceDtype::F32, true);
-        let Weight::Nf4(matrix) = &weight else { return };
-        let mut numbers = Numbers(21);
-        let x: Vec<f32> = (0..t).flat_map(|_| uneven(&mut numbers, cols)).collect();
-        for compute in [Compute::F32, Compute::Bf16] {
-            for path in CpuPath::available() {
-                let what = format!("T={t} N={rows} K={cols} {compute:?} {}", path.name());
-                let run = || {
-                    let mut y = vec![f32::NAN; t * (rows + 3)];
-                    infer_nt_on(path, MatRef::new(&x, t, cols), weight.view(), padded_mut(&mut y, t, rows), compute);
-                    y
-                };
-                let y = one.install(run);
-                let together = three.install(run);
-                assert!(y.iter().zip(&together).all(|(a, b)| a.to_bits() == b.to_bits()), "{what}: threads");
-                for (x, y) in x.chunks_exact(cols).zip(y.chunks_exact(rows + 3)) {
-                    assert!(y[rows..].iter().all(|y| y.is_nan()), "{what}: written beyond the row");
-                    for (row, &y) in y[..rows].iter().enumerate() {
-                        // Of whole pieces fixed point may be; with bf16 each operand is off by 2⁻⁸ of itself at most.
-                        let fixed = compute == Compute::Bf16 && path == CpuPath::Avx2 && cols.is_multiple_of(64);
-                        let of_each: f64 = x
-                            .iter()
-                            .enumerate()
-                            .map(|(col, x)| (f64::from(matrix.value(row * cols + col)) * f64::from(*x)).abs())
-                            .sum();
-                        let (sum, reach) = match fixed {
-                            true => sum_and_reach(matrix, row, x, [4095.0, 8191.0]),
-                            false => {
-                                let sum = x
-                                    .iter()
-                                    .enumerate()
-                                    .map(|(col, x)| f64::from(matrix.value(row * cols + col)) * f64::from(*x))
-                                    .sum();
-                                (sum, of_each * if compute == Compute::Bf16 { 2f64.powi(-7) } else { 1e-6 })
-                            }
-                        };
-                        assert!((f64::from(y) - sum).abs() <= 1.01 * reach, "{what}: {y} for {sum}, {reach:e}");
-                    }
-                }
-            }
-        }
-    }
-}
-
-#[test]
-fn what_is_not_finite_is_not_lost() {
-    for (name, weight) in Weight::all(5, 192) {
-        for (bad, at) in [(f32::NAN, 0), (f32::INFINITY, 70), (f32::NEG_INFINITY, 191)] {
-            let mut x = vec![1.0; 192];
-            x[at] = bad;
-            for compute in [Compute::F32, Compute::Bf16] {
-                for path in CpuPath::available() {
-                    let y = alone(path, &x, &weight, compute);
-                    assert!(y.iter().all(|y| !y.is_finite()), "{name} {bad} {compute:?} {}: {y:?}", path.name());
                 }
             }
         }
