@@ -10,7 +10,8 @@
 
 use super::kernel::{Kernels, Tile, MOST_TERMS};
 use super::operand::{prepare, Left, Rows, Target};
-use super::pack_dense::{fetch_to_write, Panel, Source, STRIPS};
+use super::pack_dense::{fetch_to_write, Source, STRIPS};
+use super::panel::Panel;
 use super::plan::{depth_blocks, packed_words, Cuts, ALONE};
 use super::scratch::Scratch;
 use super::Store;
@@ -222,20 +223,20 @@ impl<'a> Stage<'a> {
     /// As many of the pieces that are left as fit; none at the end.
     fn take(pieces: &mut Peekable<impl Iterator<Item = Piece<'a>>>, kernels: &Kernels) -> Stage<'a> {
         let mut stage = Stage { pieces: Default::default(), count: 0 };
+        let words = |piece: &Piece<'_>| kernels.words_of(piece.depth.len());
         let mut left = packed_words(kernels.is_tiled());
-        let mut fits = |piece: &Piece<'_>, stage: &Stage<'_>| {
-            let words = kernels.words_of(piece.depth.len());
-            // Several uses of one panel are several C.
-            let is_first = stage.count == 0;
-            let fits = is_first || (words <= left && stage.count < MOST_TERMS && piece.term.uses.len() == 1);
-            left = left.saturating_sub(words);
-            fits && (is_first || stage.uses().len() == 1)
-        };
-        while let Some(piece) = pieces.next_if(|piece| fits(piece, &stage)) {
+        while let Some(piece) = pieces.next_if(|piece| stage.fits(piece, words(piece) <= left)) {
+            left = left.saturating_sub(words(&piece));
             stage.pieces[stage.count] = Some(piece);
             stage.count += 1;
         }
         stage
+    }
+
+    /// Whether a piece may be next: any as the first, after it those that add to the same one C.
+    fn fits(&self, piece: &Piece<'_>, has_room: bool) -> bool {
+        let alone = piece.term.uses.len() > 1 || self.uses().len() > 1;
+        self.count == 0 || (has_room && self.count < MOST_TERMS && !alone)
     }
 
     fn pieces(&self) -> impl Iterator<Item = &Piece<'a>> {

@@ -8,7 +8,7 @@
 
 use super::avx2::Avx2;
 use super::gemv_nf4::{Functions, Input, Rounding, PIECE};
-use super::gemv_nf4_rows::{chains, AHEAD};
+use super::gemv_nf4_rows::{chains, total, AHEAD};
 use super::kernel::{dot_row, Dot, Lanes, MOST_ROWS};
 use super::planes_avx2::{Kept, Lookup, Planes, CODES};
 use std::arch::x86_64::*;
@@ -71,12 +71,8 @@ unsafe fn rows<P: Lookup, const T: usize>(
                     piece += 1;
                 }
             }
-            for (sum, parts) in sums.iter_mut().zip(&parts) {
-                let total = match chains(T) {
-                    1 => parts[0],
-                    _ => Avx2::add(Avx2::add(parts[0], parts[1]), Avx2::add(parts[2], parts[3])),
-                };
-                *sum = Avx2::total(total);
+            for (sum, &parts) in sums.iter_mut().zip(&parts) {
+                *sum = total::<Avx2>(parts, T);
             }
         }
     }

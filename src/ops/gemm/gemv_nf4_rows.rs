@@ -62,6 +62,21 @@ pub(super) const fn chains(inputs: usize) -> usize {
     }
 }
 
+/// The sum of the chains that `inputs` rows of x are split into.
+///
+/// # Safety
+/// The instruction set is available.
+#[inline(always)]
+pub(super) unsafe fn total<L: Lanes>(parts: [L::Vector; 4], inputs: usize) -> f32 {
+    // SAFETY: by contract.
+    unsafe {
+        L::total(match chains(inputs) {
+            1 => parts[0],
+            _ => L::add(L::add(parts[0], parts[1]), L::add(parts[2], parts[3])),
+        })
+    }
+}
+
 /// `R` neighbouring rows of codes times `T` rows of x. The chains of a sum depend on T alone.
 ///
 /// # Safety
@@ -122,12 +137,8 @@ unsafe fn rows_at_once<F: Format, const R: usize, const T: usize>(
             piece!(even, 0);
         }
         for (sums, parts) in sums.iter_mut().zip(&parts) {
-            for (sum, parts) in sums.iter_mut().zip(parts) {
-                let total = match chains {
-                    1 => parts[0],
-                    _ => F::add(F::add(parts[0], parts[1]), F::add(parts[2], parts[3])),
-                };
-                *sum = F::total(total);
+            for (sum, &parts) in sums.iter_mut().zip(parts) {
+                *sum = total::<F>(parts, T);
             }
         }
     }

@@ -47,6 +47,7 @@ mod pack_nf4;
 mod pack_nf4_avx512;
 #[cfg(target_arch = "x86_64")]
 mod pack_nf4_bf16;
+mod panel;
 pub mod peak;
 mod plan;
 #[cfg(target_arch = "x86_64")]

@@ -1,10 +1,7 @@
 //! Rows of a weight as words, and panels of any weight by way of them.
-//!
-//! A panel holds `vectors · width` columns of B for one depth block, depth-major: `panel[depth][column]`. Columns
-//! beyond the matrix hold anything (their sums are never stored); a depth beyond it, in the second half of the last
-//! pair, is zero.
 
 use super::kernel::{for_each_path, Kernels};
+use super::panel::Panel;
 use super::{pack_nf4, WeightRef};
 use crate::device::{Compute, CpuPath};
 use crate::quant::Scales;
@@ -48,20 +45,6 @@ impl Source<'_> {
         let fits = self.compute == Compute::F32 && !self.transposed && columns.len().is_multiple_of(kernels.width);
         fits.then(|| (matrix.data[depth.start * matrix.stride + columns.start..].as_ptr(), matrix.stride))
     }
-}
-
-/// One panel: which part of B and where to.
-pub(super) struct Panel<'a> {
-    /// Columns of B.
-    pub columns: Range<usize>,
-    /// Elements along the reduction; starts at a multiple of 64.
-    pub depth: Range<usize>,
-    /// Words from one depth to the next.
-    pub stride: usize,
-    /// `depth · stride` words.
-    pub to: &'a mut [f32],
-    /// [`STRIPS`] words.
-    pub strips: &'a mut [f32],
 }
 
 for_each_path! {

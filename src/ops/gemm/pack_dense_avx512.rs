@@ -3,7 +3,8 @@
 use super::avx512::{first_lanes, transpose_16x16};
 use super::avx512bf16::{interleave, narrow};
 use super::kernel::Kernels;
-use super::pack_dense::{Panel, Source};
+use super::pack_dense::Source;
+use super::panel::{Panel, Vectors, VECTOR};
 use super::WeightRef;
 use crate::device::{Compute, CpuPath};
 use std::arch::x86_64::*;
@@ -90,12 +91,8 @@ struct Piece<R> {
     rows: usize,
     /// Columns of the weight.
     columns: usize,
-    /// First word of the panel.
-    to: *mut f32,
-    /// Words from one depth to the next.
-    to_stride: usize,
-    /// Columns of a panel, and words from one panel to the next, where the columns are those of several.
-    beside: (usize, usize),
+    /// Where its vectors go.
+    to: Vectors,
 }
 
 /// B = w: a row, or two rows, become one depth.
@@ -111,14 +108,7 @@ unsafe fn rows_as_depth<E: Element, const PAIRS: bool>(piece: &Piece<E::Raw>) {
         for depth in 0..piece.rows.div_ceil(per_word) {
             let row = piece.from.add(depth * per_word * piece.from_stride);
             // Rows outside, panels inside: what is next to each other is read together.
-            let mut to = piece.to.wrapping_add(depth * piece.to_stride);
-            let mut left = piece.beside.0;
-            for column in (0..piece.columns).step_by(16) {
-                if left == 0 {
-                    to = to.wrapping_add(piece.beside.1 - piece.beside.0);
-                    left = piece.beside.0;
-                }
-                left -= 16;
+            for (column, to) in (0..piece.columns).step_by(VECTOR).zip(piece.to.at(depth)) {
                 let mask = first_lanes(piece.columns - column);
                 for ahead in 0..per_word {
                     // A panel is a short piece of each row: nothing else asks for the next ones.
@@ -134,7 +124,6 @@ unsafe fn rows_as_depth<E: Element, const PAIRS: bool>(piece: &Piece<E::Raw>) {
                 } else {
                     _mm512_mask_storeu_ps(to, mask, E::load(row.add(column), mask));
                 }
-                to = to.wrapping_add(16);
             }
         }
     }
@@ -165,9 +154,9 @@ unsafe fn rows_as_columns<E: Element, const PAIRS: bool>(piece: &Piece<E::Raw>) 
                     };
                 }
                 let words = (piece.columns - column).div_ceil(per_word);
-                let to = piece.to.add(column / per_word * piece.to_stride + first);
+                let to = piece.to.to.add(column / per_word * piece.to.stride + first);
                 for (i, &word) in transpose_16x16(block).iter().enumerate().take(words) {
-                    _mm512_mask_storeu_epi32(to.add(i * piece.to_stride).cast(), row_mask, word);
+                    _mm512_mask_storeu_epi32(to.add(i * piece.to.stride).cast(), row_mask, word);
                 }
             }
         }
@@ -210,12 +199,7 @@ pub(super) fn pack(source: &Source<'_>, kernels: &Kernels, panel: &mut Panel<'_>
     if apart.is_some() && source.transposed {
         return false;
     }
-    let depth_words = panel.depth.len().div_ceil(kernels.per_word());
-    let beside = (kernels.panel_columns(), apart.unwrap_or(0));
-    let others = panel.columns.len().saturating_sub(1) / beside.0;
-    assert!(others == 0 || apart.is_some());
-    assert!(panel.stride >= panel.columns.len().min(beside.0));
-    assert!(panel.to.len() >= others * beside.1 + depth_words * panel.stride);
+    let to = panel.vectors(kernels, apart);
     let (rows, columns) = if source.transposed {
         (panel.columns.clone(), panel.depth.clone())
     } else {
@@ -232,11 +216,9 @@ pub(super) fn pack(source: &Source<'_>, kernels: &Kernels, panel: &mut Panel<'_>
                 from_stride: $stride,
                 rows: rows.len(),
                 columns: columns.len(),
-                to: panel.to.as_mut_ptr(),
-                to_stride: panel.stride,
-                beside,
+                to,
             };
-            // SAFETY: the path is available, the assertions cover the panel, and a weight was checked against its
+            // SAFETY: the path is available, `vectors` covers the panel, and a weight was checked against its
             // shape when it came in.
             unsafe {
                 if pairs {

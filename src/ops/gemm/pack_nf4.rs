@@ -6,7 +6,8 @@
 use super::kernel::Kernels;
 #[cfg(target_arch = "x86_64")]
 use super::pack_dense::NARROW;
-use super::pack_dense::{bf16_bits, round_f16, Panel, Source};
+use super::pack_dense::{bf16_bits, round_f16, Source};
+use super::panel::Panel;
 #[cfg(target_arch = "x86_64")]
 use crate::device::Compute;
 use crate::device::CpuPath;
@@ -162,23 +163,16 @@ pub(super) fn pack_fast(
     if panel.columns.is_empty() || panel.depth.is_empty() {
         return true;
     }
-    let beside = (kernels.panel_columns(), apart.unwrap_or(0));
-    let others = (panel.columns.len() - 1) / beside.0;
-    let vectors = panel.columns.len().min(beside.0).div_ceil(16);
-    assert!(others == 0 || apart.is_some());
-    assert!(
-        panel.to.len() >= others * beside.1 + panel.depth.len().div_ceil(kernels.per_word()) * panel.stride
-            && panel.stride >= vectors * 16
-    );
+    let to = panel.vectors(kernels, apart);
     let (rows, columns) = if source.transposed {
         (panel.columns.clone(), panel.depth.clone())
     } else {
         (panel.depth.clone(), panel.columns.clone())
     };
     assert!(rows.end <= matrix.rows && columns.end <= matrix.cols);
-    assert!(columns.start.is_multiple_of(unit) && columns.end.is_multiple_of(unit) && vectors <= 8);
-    let piece = Piece { matrix, rows, columns, stride: panel.stride, to: panel.to.as_mut_ptr(), beside };
-    // SAFETY: the path is available and the assertions cover the piece and the panel.
+    assert!(columns.start.is_multiple_of(unit) && columns.end.is_multiple_of(unit));
+    let piece = Piece { matrix, rows, columns, to };
+    // SAFETY: the path is available and the assertions cover the piece, `vectors` the panels.
     unsafe {
         match (source.transposed, kernels.pairs.is_some()) {
             (true, false) => pack_nf4_avx512::pack_rows_as_columns(&piece),

@@ -5,21 +5,18 @@
 //! little-endian 32-bit word are reached by the shifts 4, 0, 12, 8, 20, 16, 28, 24.
 
 use super::pack_nf4::ScaleReader;
+use super::panel::Vectors;
 use crate::quant::nf4::NF4_CODE;
 use crate::quant::{Nf4Matrix, SourceDtype};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-/// A piece of a weight on its way into a panel: rows and columns of the *weight*.
+/// A piece of a weight on its way into panels: rows and columns of the *weight*.
 pub(super) struct Piece<'a> {
     pub matrix: &'a Nf4Matrix,
     pub rows: Range<usize>,
     pub columns: Range<usize>,
-    /// Words from one depth of the panel to the next.
-    pub stride: usize,
-    pub to: *mut f32,
-    /// Columns of a panel, and words from one panel to the next, where the columns are those of several.
-    pub beside: (usize, usize),
+    pub to: Vectors,
 }
 
 /// Rounds to the dtype that was quantised, nearest even.
@@ -137,14 +134,14 @@ pub(super) unsafe fn pack_rows_as_columns(piece: &Piece<'_>) {
             let depth = column - piece.columns.start;
             for (i, &word) in words.iter().enumerate() {
                 // SAFETY: eight depths of the panel from 8 i on; the vector is one of those that were started.
-                let to = unsafe { piece.to.add((depth + 8 * i) * piece.stride + 16 * vector) };
+                let to = unsafe { piece.to.to.add((depth + 8 * i) * piece.to.stride + 16 * vector) };
                 macro_rules! nibble {
                     ($($index:literal $bits:literal),*) => {
                         $(
                             let codes = _mm512_srli_epi32::<$bits>(word);
                             let values = _mm512_mul_ps(_mm512_permutexvar_ps(codes, code), scale);
                             // SAFETY: as above.
-                            unsafe { _mm512_storeu_ps(to.add($index * piece.stride), rounded(values, matrix.dtype)) };
+                            unsafe { _mm512_storeu_ps(to.add($index * piece.to.stride), rounded(values, matrix.dtype)) };
                         )*
                     };
                 }
@@ -191,8 +188,8 @@ pub(super) unsafe fn gather_words(codes: *const u8, starts: &[usize; 16], column
 /// Rows of the weight become depths of the panel (B = w), for `cols % 16 == 0`.
 ///
 /// # Safety
-/// AVX-512 F is available; the piece lies inside the matrix, its columns start and end at multiples of 16 and are at
-/// most 128, and the panel holds them at each depth.
+/// AVX-512 F is available; the piece lies inside the matrix, its columns start and end at multiples of 16, and the
+/// panel holds them at each depth.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi")]
 pub(super) unsafe fn pack_rows_as_depth(piece: &Piece<'_>) {
     let matrix = piece.matrix;
@@ -213,7 +210,7 @@ pub(super) unsafe fn pack_rows_as_depth(piece: &Piece<'_>) {
             // SAFETY: the group lies in the matrix; the panel holds `groups` vectors at each depth.
             unsafe {
                 let codes = _mm512_multishift_epi64_epi8(order, group_codes(matrix.codes.as_ptr(), at));
-                let to = piece.to.add(depth * piece.stride + 16 * group);
+                let to = piece.to.to.add(depth * piece.to.stride + 16 * group);
                 _mm512_storeu_ps(to, _mm512_permutexvar_ps(codes, values));
             }
         }

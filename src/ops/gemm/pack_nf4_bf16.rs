@@ -47,7 +47,7 @@ pub(super) unsafe fn pack_rows_as_columns(piece: &Piece<'_>) {
             let depth = (column - piece.columns.start) / 2;
             for (i, &word) in words.iter().enumerate() {
                 // SAFETY: four depths of the panel from 4 i on; the vector is one of those that were started.
-                let to = unsafe { piece.to.add((depth + 4 * i) * piece.stride + 16 * vector) };
+                let to = unsafe { piece.to.to.add((depth + 4 * i) * piece.to.stride + 16 * vector) };
                 macro_rules! byte {
                     ($($index:literal $even:literal $odd:literal),*) => {
                         $(
@@ -56,7 +56,7 @@ pub(super) unsafe fn pack_rows_as_columns(piece: &Piece<'_>) {
                             let odd = rounded(_mm512_mul_ps(_mm512_permutexvar_ps(odd, code), scale), dtype);
                             let pairs = _mm512_permutexvar_epi16(order, narrow(even, odd));
                             // SAFETY: as above.
-                            unsafe { _mm512_storeu_si512(to.add($index * piece.stride).cast(), pairs) };
+                            unsafe { _mm512_storeu_si512(to.add($index * piece.to.stride).cast(), pairs) };
                         )*
                     };
                 }
@@ -78,7 +78,6 @@ pub(super) unsafe fn pack_rows_as_depth(piece: &Piece<'_>) {
     let scales = ScaleReader::new(matrix);
     let shift = matrix.block.trailing_zeros();
     let groups = piece.columns.len() / 16;
-    let (groups_beside, words_beside) = (piece.beside.0 / 16, piece.beside.1);
     let dtype = before_bf16(matrix.dtype);
     let (code, order) = (codebook(), nibble_order());
     let nibbles = _mm512_set1_epi32(0x000f_000f);
@@ -99,14 +98,7 @@ pub(super) unsafe fn pack_rows_as_depth(piece: &Piece<'_>) {
         let mut blocks = (usize::MAX, usize::MAX);
         let mut values = nibbles;
         // Rows outside, panels inside: a row's codes are next to each other, and so are the columns of a block.
-        let mut to = piece.to.wrapping_add(depth * piece.stride);
-        let mut left = groups_beside;
-        for group in 0..groups {
-            if left == 0 {
-                to = to.wrapping_add(words_beside - 16 * groups_beside);
-                left = groups_beside;
-            }
-            left -= 1;
+        for (group, to) in (0..groups).zip(piece.to.at(depth)) {
             let (even_at, odd_at) = (even_start + 16 * group, odd_start + 16 * group);
             let now = (even_at >> shift, odd_at >> shift);
             if now != blocks {
@@ -127,7 +119,6 @@ pub(super) unsafe fn pack_rows_as_depth(piece: &Piece<'_>) {
                 let index = _mm512_ternarylogic_epi32::<0xea>(both, nibbles, second_half);
                 _mm512_storeu_si512(to.cast(), _mm512_permutexvar_epi16(index, values));
             }
-            to = to.wrapping_add(16);
         }
     }
 }
