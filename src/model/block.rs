@@ -353,7 +353,7 @@ fn rounded(pass: &Pass<'_>, matrix: &mut Matrix, halve: bool) -> Option<HalfMatr
 }
 
 /// `y += x`.
-fn add_in_place(y: &mut Matrix, x: &Matrix) {
+pub(super) fn add_in_place(y: &mut Matrix, x: &Matrix) {
     let _span = profile::span("residual", 0.0);
     use rayon::prelude::*;
     const CHUNK: usize = 1 << 14;

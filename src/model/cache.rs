@@ -3,12 +3,13 @@
 //!
 //! Invariant: logits equal those of [`Llama::logits`](super::Llama::logits) over the whole sequence.
 
-use super::block::{Block, BlockContext};
+use super::block::{add_in_place, Block, BlockContext};
 use super::decode::Workspace;
+use super::layer::LinearLayer;
 use super::llama::Llama;
 use super::pass::{Pass, Rows};
-use crate::ops::attention::{self, AttentionShape, CacheView, RowAttention};
-use crate::ops::linear;
+use crate::ops::attention::{self, CacheView, RowAttention};
+use crate::ops::linear::group;
 use crate::ops::rope::{self, Direction};
 use crate::ops::{rms_norm, swiglu, Matrix};
 
@@ -78,15 +79,17 @@ impl KvCache {
     /// ones, and the queries `q` `[n, heads*head_dim]` attend to all of these; `out` is like `q`.
     pub(super) fn attend(
         &mut self,
-        shape: AttentionShape,
+        context: &BlockContext<'_>,
         (layer, past): (usize, usize),
         [q, k, v]: [&[f32]; 3],
         out: &mut [f32],
     ) {
+        let (shape, compute) = (context.shape, context.pass.compute);
         let (keys, values) = (&mut self.keys[layer], &mut self.values[layer]);
         KvCache::store(keys, k, shape.kv_heads, self.capacity, past);
         KvCache::store(values, v, shape.kv_heads, self.capacity, past);
-        attention::cached_forward(shape, q, CacheView { keys, values, capacity: self.capacity, past }, out);
+        let cache = CacheView { keys, values, capacity: self.capacity, past };
+        attention::cached_forward(shape, compute, q, cache, out);
     }
 
     /// Writes the rows of `source [n, kv_heads*head_dim]` behind the first `past` rows of each head.
@@ -143,7 +146,7 @@ impl Llama {
         let mut x = self.embed(pass, ids);
         for (layer, block) in self.blocks.iter().enumerate() {
             block.forward_cached(&context, &mut x, &mut |rows, out| {
-                cache.attend(context.shape, (layer, cache.len), rows, out);
+                cache.attend(&context, (layer, cache.len), rows, out);
             });
         }
         cache.len += ids.len();
@@ -164,25 +167,27 @@ impl Block {
         let mut normed = arena.matrix(rows, x.cols());
         let mut inv_rms = arena.matrix(rows, 1);
         rms_norm::forward(x, self.input_norm.view(pass.params), context.eps, &mut normed, &mut inv_rms);
-        let project = |layer: &super::layer::LinearLayer, x: &Matrix| {
-            let view = layer.view(pass);
-            let mut y = arena.matrix(x.rows(), view.weight.rows());
-            linear::infer(&view, x.view(), &mut y, arena);
-            y
-        };
-        let (mut q, mut k, v) = (project(&self.q, &normed), project(&self.k, &normed), project(&self.v, &normed));
+        let [mut q, mut k, v] = self.infer([&self.q, &self.k, &self.v], pass, &normed);
         rope::apply(&mut q, shape.heads, context.positions, context.rope, Direction::Forward);
         rope::apply(&mut k, shape.kv_heads, context.positions, context.rope, Direction::Forward);
 
         let mut attended = arena.matrix(rows, q.cols());
         attend([&q, &k, &v], &mut attended);
-        let delta = project(&self.o, &attended);
+        let [delta] = self.infer([&self.o], pass, &attended);
         let weight = self.post_norm.view(pass.params);
         rms_norm::add_forward(x, &delta, weight, context.eps, &mut normed, &mut inv_rms);
-        let (gate, up) = (project(&self.gate, &normed), project(&self.up, &normed));
+        let [gate, up] = self.infer([&self.gate, &self.up], pass, &normed);
         let mut activated = arena.matrix(rows, gate.cols());
         swiglu::forward(&gate, &up, &mut activated);
-        let delta = project(&self.down, &activated);
-        x.iter_mut().zip(delta.iter()).for_each(|(x, d)| *x += d);
+        let [delta] = self.infer([&self.down], pass, &activated);
+        add_in_place(x, &delta);
+    }
+
+    /// Linears that share the input `x`, of which no gradient will be asked.
+    fn infer<const N: usize>(&self, layers: [&LinearLayer; N], pass: &Pass<'_>, x: &Matrix) -> [Matrix; N] {
+        let views = layers.map(|layer| layer.view(pass));
+        let mut ys = views.each_ref().map(|view| pass.arena.matrix(x.rows(), view.weight.rows()));
+        group::infer(&views, x.view(), ys.each_mut().into_iter().collect(), pass.arena);
+        ys
     }
 }

@@ -46,7 +46,7 @@ impl Llama {
                     let (queries, rows) = (start * width..end * width, start * kv_width..end * kv_width);
                     let inputs = [&q[queries.clone()], &k[rows.clone()], &v[rows]];
                     let place = (layer, stretch.past);
-                    caches[stretch.cache].attend(context.shape, place, inputs, &mut out[queries]);
+                    caches[stretch.cache].attend(&context, place, inputs, &mut out[queries]);
                     start = end;
                 }
             });

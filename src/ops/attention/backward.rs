@@ -11,7 +11,7 @@ use super::product::{product, Before, Left, Right, Size, Target, PADDING};
 use super::rows::{pack_transposed, Lanes, Rows, Shared};
 use super::softmax::{softmax_gradient, LaneGradient};
 use super::visible::Limits;
-use super::words::{convert, of_backward, HeadWords};
+use super::words::{convert, of_backward, HeadWords, Layout};
 use super::{check_segments, gaps, AttentionShape, Inputs, BLOCK};
 use crate::device::{cpu_path, Compute};
 use crate::ops::profile;
@@ -95,7 +95,7 @@ pub(super) fn backward_on(with: Arithmetic, problem: Problem<'_>, arena: &Arena,
     }
     let units = units(shape, segments);
     let Inputs { k, v, .. } = problem.saved.inputs;
-    let words = with.is_pairs().then(|| convert(shape, segments, of_backward(k, v)));
+    let words = with.is_pairs().then(|| convert(shape, Layout::row_by_row(shape, rows), segments, of_backward(k, v)));
     let mut order: Vec<(usize, usize)> =
         (0..units.len()).flat_map(|unit| (0..units[unit].pieces.len()).map(move |piece| (unit, piece))).collect();
     order.sort_by_key(|&(unit, piece)| std::cmp::Reverse(units[unit].work(&units[unit].pieces[piece])));

@@ -10,8 +10,9 @@ use super::product::PADDING;
 use super::row;
 use super::rows::{Lanes, Rows, Shared};
 use super::visible::Limits;
+use super::words::{convert, of_forward, HeadWords, Layout};
 use super::{AttentionShape, BLOCK};
-use crate::device::{cpu_path, CpuPath};
+use crate::device::{cpu_path, Compute, CpuPath};
 use std::ops::Range;
 use std::sync::OnceLock;
 
@@ -28,15 +29,16 @@ pub struct CacheView<'a> {
     pub past: usize,
 }
 
-/// Attention of new rows, `q` `[n, heads * head_dim]` at positions `past..past + n`, over the cache; `out` is like `q`.
+/// Attention of new rows, `q` `[n, heads * head_dim]` at positions `past..past + n`, over the cache; `out` is like `q`. Few
+/// rows are multiplied in f32 whatever is asked for: making words of all that is cached would take longer.
 ///
 /// Panics if a slice has another length or the cache cannot hold `past + n` rows.
-pub fn cached_forward(shape: AttentionShape, q: &[f32], cache: CacheView<'_>, out: &mut [f32]) {
-    cached_forward_on(cpu_path(), shape, q, cache, out);
+pub fn cached_forward(shape: AttentionShape, compute: Compute, q: &[f32], cache: CacheView<'_>, out: &mut [f32]) {
+    cached_forward_on(Arithmetic::new(cpu_path(), compute), shape, q, cache, out);
 }
 
-/// [`cached_forward`] on a given kernel path.
-pub(super) fn cached_forward_on(path: CpuPath, shape: AttentionShape, q: &[f32], cache: CacheView, out: &mut [f32]) {
+/// [`cached_forward`] with given instructions.
+pub(super) fn cached_forward_on(with: Arithmetic, shape: AttentionShape, q: &[f32], cache: CacheView, out: &mut [f32]) {
     shape.check();
     let rows = q.len() / shape.query_width();
     assert_eq!((q.len(), out.len()), (rows * shape.query_width(), q.len()));
@@ -44,6 +46,11 @@ pub(super) fn cached_forward_on(path: CpuPath, shape: AttentionShape, q: &[f32],
     assert_eq!(cache.values.len(), cache.keys.len());
     assert!(cache.past + rows <= cache.capacity, "{} + {rows} rows, {} fit", cache.past, cache.capacity);
     let plan = Plan::new(shape, rows, cache);
+    let with = if plan.blocks > 1 { with } else { Arithmetic::f32(with.path) };
+    let layout = Layout { rows: plan.past + rows, row: shape.head_dim, head: cache.capacity * shape.head_dim };
+    let all = 0..layout.rows;
+    let (segments, tensors) = (std::slice::from_ref(&all), of_forward(cache.keys, cache.values));
+    let words = with.is_pairs().then(|| convert(shape, layout, segments, tensors));
     let out = Shared::new(out);
     let states: Vec<OnceLock<BlockState>> = (0..plan.tasks()).map(|_| OnceLock::new()).collect();
     let write = |kv_head: usize, block: usize, state: &BlockState| {
@@ -57,7 +64,7 @@ pub(super) fn cached_forward_on(path: CpuPath, shape: AttentionShape, q: &[f32],
         // The last queries see most keys: longest first.
         let (kv_head, part) = (task % shape.kv_heads, task / shape.kv_heads % plan.parts);
         let block = plan.blocks - 1 - task / (shape.kv_heads * plan.parts);
-        let state = plan.attend(path, q, cache, (kv_head, block, part));
+        let state = plan.attend((with, words.as_ref()), q, cache, (kv_head, block, part));
         if plan.parts == 1 {
             write(kv_head, block, &state);
         } else {
@@ -244,8 +251,13 @@ impl Plan {
         self.past + lane / self.shape.group() + 1
     }
 
-    fn attend(&self, path: CpuPath, q: &[f32], cache: CacheView<'_>, task: (usize, usize, usize)) -> BlockState {
-        let (kv_head, block, part) = task;
+    fn attend(
+        &self,
+        (with, words): (Arithmetic, Option<&[HeadWords; 2]>),
+        q: &[f32],
+        cache: CacheView<'_>,
+        (kv_head, block, part): (usize, usize, usize),
+    ) -> BlockState {
         let (head_dim, range) = (self.shape.head_dim, self.lanes_of(block));
         let starts: [usize; BLOCK] = std::array::from_fn(|lane| self.start(kv_head, range.start + lane));
         let starts = &starts[..range.len()];
@@ -256,14 +268,19 @@ impl Plan {
         let values = Rows { data: &cache.values[place], ..keys };
         let visible = self.limit(range.end - 1);
         let visible = if self.parts == 1 { 0..visible } else { part * PART..visible.min((part + 1) * PART) };
-        let mut state = BlockState::new(Arithmetic::f32(path), head_dim, range.len());
+        let mut state = BlockState::new(with, head_dim, range.len());
         if self.rows == 1 && self.lanes <= row::LANES {
             let queries = &q[starts[0]..starts[0] + self.lanes * head_dim];
-            row::attend(path, &mut state, (queries, self.shape.scale()), (keys, values), visible);
+            row::attend(with.path, &mut state, (queries, self.shape.scale()), (keys, values), visible);
             return state;
         }
         state.load_queries(Lanes { data: q, starts, head_dim }, self.shape.scale());
-        state.attend(KeysValues::Rows(keys, values), visible, &limits);
+        let all = 0..self.past + self.rows;
+        let keys_values = match words {
+            Some([keys, values]) => KeysValues::Words(keys.of(kv_head, &all), values.of(kv_head, &all)),
+            None => KeysValues::Rows(keys, values),
+        };
+        state.attend(keys_values, visible, &limits);
         state
     }
 }

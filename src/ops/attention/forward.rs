@@ -5,7 +5,7 @@ use super::pairs::Arithmetic;
 use super::parallel::in_order;
 use super::rows::{Lanes, Rows, Shared};
 use super::visible::Limits;
-use super::words::{convert, Form, HeadWords};
+use super::words::{convert, of_forward, HeadWords, Layout};
 use super::{check_segments, gaps, AttentionShape, BLOCK};
 use crate::device::{cpu_path, Compute};
 use crate::ops::profile;
@@ -49,9 +49,8 @@ pub(super) fn forward_on(with: Arithmetic, shape: AttentionShape, inputs: Inputs
         lse[gap.start * shape.heads..gap.end * shape.heads].fill(0.0);
     }
     let tasks = tasks(shape, inputs.segments);
-    let words = with
-        .is_pairs()
-        .then(|| convert(shape, inputs.segments, [(inputs.k, Form::Neighbours), (inputs.v, Form::Interleaved)]));
+    let layout = Layout::row_by_row(shape, rows);
+    let words = with.is_pairs().then(|| convert(shape, layout, inputs.segments, of_forward(inputs.k, inputs.v)));
     let (out, lse) = (Shared::new(out), Shared::new(lse));
     in_order(tasks.len(), |index| run(with, shape, (inputs, words.as_ref()), &tasks[index], (&out, &lse)));
 }

@@ -348,7 +348,8 @@ fn a_nan_reaches_the_rows_that_see_it_and_no_other() {
 }
 
 /// Runs a sequence through the cache in chunks of the given size.
-fn through_cache(path: CpuPath, case: &Case, chunk: usize, capacity: usize) -> Vec<f32> {
+fn through_cache(with: impl Into<Arithmetic>, case: &Case, chunk: usize, capacity: usize) -> Vec<f32> {
+    let with = with.into();
     let AttentionShape { kv_heads, head_dim, .. } = case.shape;
     let (width, rows) = (case.shape.query_width(), case.q.len() / case.shape.query_width());
     let mut keys = vec![f32::NAN; kv_heads * capacity * head_dim];
@@ -366,7 +367,7 @@ fn through_cache(path: CpuPath, case: &Case, chunk: usize, capacity: usize) -> V
         }
         let cache = CacheView { keys: &keys, values: &values, capacity, past };
         let range = past * width..end * width;
-        cached_forward_on(path, case.shape, &case.q[range.clone()], cache, &mut out[range]);
+        cached_forward_on(with, case.shape, &case.q[range.clone()], cache, &mut out[range]);
     }
     out
 }
@@ -376,10 +377,11 @@ fn decoding_through_the_cache_equals_the_forward() {
     for (heads, kv_heads, head_dim) in [(4, 2, 16), (3, 3, 24), (9, 3, 64), (2, 1, 33), (12, 1, 128)] {
         let case = Case::new(heads, kv_heads, head_dim, 150, &[0..150]);
         let (truth, _) = reference::forward(case.shape, &case.q, &case.k, &case.v, &case.segments);
-        for path in CpuPath::available() {
-            for chunk in [1, 2, 7, 64, 100, 150] {
-                let out = through_cache(path, &case, chunk, 160);
-                assert_close(&out, &truth, 2e-6, &format!("{:?} {path:?} chunks of {chunk}", case.shape));
+        for with in arithmetics() {
+            for chunk in [1, 2, 7, 64, 65, 100, 149, 150] {
+                let out = through_cache(with, &case, chunk, 160);
+                let tolerance = if with.is_pairs() { 1.5e-2 } else { 2e-6 };
+                assert_close(&out, &truth, tolerance, &format!("{:?} {with:?} chunks of {chunk}", case.shape));
             }
         }
     }
@@ -389,10 +391,11 @@ fn decoding_through_the_cache_equals_the_forward() {
 fn a_long_cache_read_in_parts_equals_the_forward() {
     let case = Case::new(3, 1, 24, 600, &[0..600]);
     let (truth, _) = reference::forward(case.shape, &case.q, &case.k, &case.v, &case.segments);
-    for path in CpuPath::available() {
+    for with in arithmetics() {
         for chunk in [1, 3, 590] {
-            let out = through_cache(path, &case, chunk, 600);
-            assert_close(&out, &truth, 2e-6, &format!("{path:?} chunks of {chunk}"));
+            let out = through_cache(with, &case, chunk, 600);
+            let tolerance = if with.is_pairs() { 1.5e-2 } else { 2e-6 };
+            assert_close(&out, &truth, tolerance, &format!("{with:?} chunks of {chunk}"));
         }
     }
 }
@@ -400,10 +403,13 @@ fn a_long_cache_read_in_parts_equals_the_forward() {
 #[test]
 fn decoding_gives_the_same_bits_with_any_number_of_threads() {
     let case = Case::new(6, 2, 64, 700, &[0..700]);
-    for path in CpuPath::available() {
-        let one = in_pool(1, || through_cache(path, &case, 1, 700));
-        for threads in [2, 3] {
-            assert_eq!(bits(&one), bits(&in_pool(threads, || through_cache(path, &case, 1, 700))), "{path:?}");
+    for with in arithmetics() {
+        for chunk in [1, 330] {
+            let one = in_pool(1, || through_cache(with, &case, chunk, 700));
+            for threads in [2, 3] {
+                let more = in_pool(threads, || through_cache(with, &case, chunk, 700));
+                assert_eq!(bits(&one), bits(&more), "{with:?} chunks of {chunk}");
+            }
         }
     }
 }

@@ -39,6 +39,24 @@ impl Form {
     }
 }
 
+/// Where the rows of keys or values lie.
+#[derive(Clone, Copy)]
+pub(super) struct Layout {
+    /// Number of rows.
+    pub rows: usize,
+    /// Values from one row of a head to the next.
+    pub row: usize,
+    /// Values from one head to the next.
+    pub head: usize,
+}
+
+impl Layout {
+    /// `[rows, kv_heads * head_dim]`.
+    pub fn row_by_row(shape: AttentionShape, rows: usize) -> Layout {
+        Layout { rows, row: shape.kv_width(), head: shape.head_dim }
+    }
+}
+
 /// One of k and v.
 pub(super) struct HeadWords {
     /// Words of a row.
@@ -53,6 +71,11 @@ impl HeadWords {
         let start = (kv_head * self.rows + segment.start) * self.width;
         &self.words[start..start + segment.len() * self.width]
     }
+}
+
+/// Which of k and v the forward pass reads, in which forms.
+pub(super) fn of_forward<T>(k: T, v: T) -> [(T, Form); 2] {
+    [(k, Form::Neighbours), (v, Form::Interleaved)]
 }
 
 /// Which of k and v the backward pass reads, in which forms.
@@ -72,11 +95,12 @@ pub fn bytes(shape: AttentionShape, rows: usize) -> usize {
 /// Converts matrices like `k`, each to its form.
 pub(super) fn convert<const N: usize>(
     shape: AttentionShape,
+    layout: Layout,
     segments: &[Range<usize>],
     tensors: [(&[f32], Form); N],
 ) -> [HeadWords; N] {
-    let mut converted = tensors.map(|(data, form)| {
-        let (rows, width) = (data.len() / shape.kv_width(), form.width(shape.head_dim));
+    let mut converted = tensors.map(|(_, form)| {
+        let (rows, width) = (layout.rows, form.width(shape.head_dim));
         HeadWords { width, rows, words: scratch().matrix(shape.kv_heads * rows, width) }
     });
     let shared = converted.each_mut().map(|words| (words.width, words.rows, Shared::new(&mut words.words)));
@@ -87,9 +111,8 @@ pub(super) fn convert<const N: usize>(
     in_order(blocks.len() * shape.kv_heads, |task| {
         let ((start, rows), kv_head) = (&blocks[task / shape.kv_heads], task % shape.kv_heads);
         for ((data, form), (width, all_rows, to)) in tensors.iter().zip(&shared) {
-            let offset = (start + rows.start) * shape.kv_width() + kv_head * shape.head_dim;
-            let source =
-                Source { data: &data[offset..], rows: rows.len(), length: shape.head_dim, stride: shape.kv_width() };
+            let data = &data[(start + rows.start) * layout.row + kv_head * layout.head..];
+            let source = Source { data, rows: rows.len(), length: shape.head_dim, stride: layout.row };
             let (first, count) = (rows.start / form.rows(), rows.len().div_ceil(form.rows()));
             // SAFETY: blocks start at even rows, so no other task has these rows of words.
             let to = unsafe { to.slice((kv_head * all_rows + start + first) * width, count * width) };

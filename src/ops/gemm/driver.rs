@@ -337,6 +337,7 @@ impl Job<'_> {
         let starts = stage.pieces().next().is_some_and(|piece| piece.depth.start == 0);
         let rows = Cuts::into(one.rows, ROW_UNIT, self.part.1).get(self.part.0);
         let groups = Cuts::at_most(rows.len(), kernels.rows_at_once, kernels.rows_at_once);
+        let mut tiles = [Tile::NOTHING; MOST_TERMS];
         for group in 0..groups.count {
             let part = groups.get(group);
             for Piece { term, depth } in next.iter().flat_map(|next| next.pieces()) {
@@ -350,7 +351,6 @@ impl Job<'_> {
                 if starts && (kernels.is_tiled() || one.rows * one.stride > LARGE_RESULT) {
                     (0..part.len()).for_each(|row| fetch_to_write(c.wrapping_add(row * one.stride), columns.len()));
                 }
-                let mut tiles = [Tile::NOTHING; MOST_TERMS];
                 for ((tile, piece), packed) in tiles.iter_mut().zip(stage.pieces()).zip(packed) {
                     let one = if stage.count == 1 { one } else { &piece.term.uses[0] };
                     let Packed { start, stride } = packed[panel - range.start];

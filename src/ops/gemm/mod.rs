@@ -207,16 +207,32 @@ pub fn infer_nt(x: MatRef<'_>, w: WeightRef<'_>, y: MatMut<'_>, compute: Compute
 
 /// [`infer_nt`] on one kernel path, which the machine must have.
 pub(crate) fn infer_nt_on(path: CpuPath, x: MatRef<'_>, w: WeightRef<'_>, y: MatMut<'_>, compute: Compute) {
-    #[cfg(target_arch = "x86_64")]
-    if let (CpuPath::Avx2, Compute::Bf16, WeightRef::Nf4(matrix)) = (path, compute, w) {
-        if x.rows > 1 && fixed_avx2::applies(matrix) {
+    match fixed_point(path, x.rows, w, compute) {
+        #[cfg(target_arch = "x86_64")]
+        Some(matrix) => {
             assert!(x.cols == w.cols() && y.rows == x.rows && y.cols == w.rows());
             check(x, &y);
             w.check();
-            return fixed_avx2::matmul_nt(x, matrix, y);
+            fixed_avx2::matmul_nt(x, matrix, y);
         }
+        _ => matmul_nt_on(path, x, w, y, Store::set(compute)),
     }
-    matmul_nt_on(path, x, w, y, Store::set(compute));
+}
+
+/// Whether [`infer_nt`] with so many rows of x is another computation than [`matmul_nt`].
+pub(crate) fn infers_otherwise(rows: usize, w: WeightRef<'_>, compute: Compute) -> bool {
+    fixed_point(cpu_path(), rows, w, compute).is_some()
+}
+
+/// The codes, if they are multiplied in fixed point.
+fn fixed_point<'w>(path: CpuPath, rows: usize, w: WeightRef<'w>, compute: Compute) -> Option<&'w Nf4Matrix> {
+    #[cfg(target_arch = "x86_64")]
+    if let (CpuPath::Avx2, Compute::Bf16, WeightRef::Nf4(matrix)) = (path, compute, w) {
+        return (rows > 1 && fixed_avx2::applies(matrix)).then_some(matrix);
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (path, rows, w, compute);
+    None
 }
 
 /// `dx[T,K] (+)= alpha * dy[T,N] · w[N,K]`.

@@ -7,7 +7,7 @@
 
 use super::{adapter_gradients, columns, low_rank, weight_gradients, Linear, Operands};
 use crate::ops::gemm::batch::{prepare, Batch, Prepareds, Right};
-use crate::ops::gemm::{format_of_narrow, is_large, WeightRef};
+use crate::ops::gemm::{format_of_narrow, infers_otherwise, is_large, WeightRef};
 use crate::ops::{profile, Arena, Gradients, MatMut, MatRef, Matrix};
 
 /// Whether the linears can go as one for an input of `rows` rows: a function of shapes and settings alone.
@@ -78,6 +78,14 @@ pub fn forward(linears: &[Linear<'_>], x: MatRef<'_>, mut ys: Vec<&mut Matrix>, 
         }
     }
     hidden
+}
+
+/// Computes every `y [T,N]` from `x [T,K]`, of which no gradient will be asked.
+pub fn infer(linears: &[Linear<'_>], x: MatRef<'_>, ys: Vec<&mut Matrix>, arena: &Arena) {
+    if linears.iter().any(|linear| infers_otherwise(x.rows, linear.weight, linear.compute)) {
+        return linears.iter().zip(ys).for_each(|(linear, y)| super::infer(linear, x, y, arena));
+    }
+    forward(linears, x, ys, arena);
 }
 
 /// The matrices that are there, as left operands.

@@ -88,7 +88,7 @@ impl Linear<'_> {
 }
 
 /// Computes `y [T,N]`, of which no gradient will be asked.
-pub fn infer(linear: &Linear<'_>, x: MatRef<'_>, y: &mut Matrix, arena: &Arena) {
+fn infer(linear: &Linear<'_>, x: MatRef<'_>, y: &mut Matrix, arena: &Arena) {
     infer_nt(x, linear.weight, y.view_mut(), linear.compute);
     finish(linear, x, y, arena);
 }
