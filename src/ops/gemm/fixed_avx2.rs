@@ -1,5 +1,5 @@
-//! `y[T,N] = x[T,K] · w[N,K]ᵀ` over NF4 codes in 16-bit fixed point, with AVX2: prompts in bf16 where a path has no
-//! instructions for bf16. ([`super::gemv_nf4_fixed`] is the form for one row.)
+//! `y[T,N] = x[T,K] · w[N,K]ᵀ` over NF4 codes in 16-bit fixed point, with AVX2: bf16 where a path has no instructions for
+//! it. ([`super::gemv_nf4_fixed`] is the form for one row, [`super::fixed_avx2_nn`] the backward form.)
 //!
 //! Of each piece of 64 values along K, with the scale s of the codes c of a row of w:
 //!
@@ -30,22 +30,22 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 /// Values that share a scale.
-const PIECE: usize = 64;
+pub(super) const PIECE: usize = 64;
 
 /// Words of a piece.
-const WORDS: usize = PIECE / 2;
+pub(super) const WORDS: usize = PIECE / 2;
 
 /// Largest integer of a code.
-const LARGEST_CODE: f32 = 4095.0;
+pub(super) const LARGEST_CODE: f32 = 4095.0;
 
 /// Largest integer of x.
-const LARGEST_OF_X: f32 = 8191.0;
+pub(super) const LARGEST_OF_X: f32 = 8191.0;
 
 /// Columns of a panel.
-const COLUMNS: usize = 16;
+pub(super) const COLUMNS: usize = 16;
 
 /// Rows of a tile.
-const ROWS: usize = 6;
+pub(super) const ROWS: usize = 6;
 
 /// Jobs for each thread, at least, by cutting the rows if there are too few panels.
 const JOBS_PER_THREAD: usize = 4;
@@ -61,7 +61,8 @@ static PAIRS: [u32; 256] = {
     pairs
 };
 
-const fn integer(code: usize) -> u16 {
+/// The integer of a code, in two's complement.
+pub(super) const fn integer(code: usize) -> u16 {
     let value = NF4_CODE[code] * LARGEST_CODE;
     // Half a unit away from zero: the conversion cuts off.
     (if value < 0.0 { value - 0.5 } else { value + 0.5 }) as i16 as u16
@@ -73,20 +74,20 @@ pub(super) fn applies(matrix: &Nf4Matrix) -> bool {
 }
 
 /// x as words of two integers, and their units.
-struct Left<'a> {
+pub(super) struct Left<'a> {
     /// `[rows, stride]`.
-    words: &'a [f32],
-    stride: usize,
+    pub words: &'a [f32],
+    pub stride: usize,
     /// `[rows, pieces]`.
-    units: &'a [f32],
-    pieces: usize,
+    pub units: &'a [f32],
+    pub pieces: usize,
 }
 
-/// Computes y. The path has AVX2, and [`applies`] is true of the weight.
-pub(super) fn matmul_nt(x: MatRef<'_>, matrix: &Nf4Matrix, y: MatMut<'_>) {
+/// Computes each y. The path has AVX2, and [`applies`] is true of all weights; shapes were checked.
+pub(super) fn matmul_nt(x: MatRef<'_>, matrices: &[&Nf4Matrix], ys: Vec<MatMut<'_>>) {
     let (rows, pieces) = (x.rows, x.cols / PIECE);
-    assert!(applies(matrix) && x.cols == matrix.cols && y.rows == rows && y.cols == matrix.rows);
-    let threads = threads_for(rows * matrix.rows * matrix.cols);
+    assert!(matrices.len() == ys.len());
+    let threads = threads_for(rows * x.cols * matrices.iter().map(|matrix| matrix.rows).sum::<usize>());
     let stride = odd_stride(x.cols / 2);
     let mut memory = Scratch::take(rows * (stride + pieces));
     let (words, units) = memory.words()[..rows * (stride + pieces)].split_at_mut(rows * stride);
@@ -102,29 +103,54 @@ pub(super) fn matmul_nt(x: MatRef<'_>, matrix: &Nf4Matrix, y: MatMut<'_>) {
         }
     });
     let left = Left { words, stride, units, pieces };
-    let target = Target(y.data.as_mut_ptr());
-    let panels = matrix.rows.div_ceil(COLUMNS);
-    let parts = (JOBS_PER_THREAD * threads).div_ceil(panels.max(1)).clamp(1, rows.div_ceil(ROWS));
-    for_each(threads, panels * parts, |job| {
-        let (panel, part) = (job / parts, job % parts);
-        let columns = panel * COLUMNS..matrix.rows.min((panel + 1) * COLUMNS);
+    let mut jobs = Vec::new();
+    for (matrix, y) in matrices.iter().zip(ys) {
+        let (target, stride) = (Target(y.data.as_mut_ptr()), y.stride);
+        let firsts = (0..matrix.rows).step_by(COLUMNS);
+        jobs.extend(firsts.map(|first| Job {
+            left: &left,
+            matrix,
+            columns: first..matrix.rows.min(first + COLUMNS),
+            target,
+            stride,
+        }));
+    }
+    let parts = (JOBS_PER_THREAD * threads).div_ceil(jobs.len().max(1)).clamp(1, rows.div_ceil(ROWS));
+    for_each(threads, jobs.len() * parts, |job| {
+        let (job, part) = (&jobs[job / parts], job % parts);
+        job.run(rows * part / parts..rows * (part + 1) / parts);
+    });
+}
+
+/// A panel of a weight.
+struct Job<'a> {
+    left: &'a Left<'a>,
+    matrix: &'a Nf4Matrix,
+    columns: Range<usize>,
+    /// Where its y starts, and from one row of it to the next.
+    target: Target,
+    stride: usize,
+}
+
+impl Job<'_> {
+    /// The panel times some rows of x.
+    fn run(&self, rows: Range<usize>) {
+        let (columns, pieces) = (self.columns.clone(), self.left.pieces);
         let mut memory = Scratch::take(pieces * (WORDS + 1) * COLUMNS);
         let (words, scales) = memory.words().split_at_mut(pieces * WORDS * COLUMNS);
-        pack(matrix, columns.clone(), words, scales);
-        for first in (rows * part / parts..rows * (part + 1) / parts).step_by(ROWS) {
-            let count = ROWS.min(rows * (part + 1) / parts - first);
+        pack(self.matrix, columns.clone(), words, scales);
+        for first in rows.clone().step_by(ROWS) {
+            let count = ROWS.min(rows.end - first);
             let mut tile = [[0.0; COLUMNS]; ROWS];
-            // SAFETY: the path has AVX2, and these rows and the panel were made above.
-            unsafe { tile_of(count, &left, first, (words.as_ptr(), scales.as_ptr()), &mut tile) };
+            // SAFETY: the path has AVX2, and these rows and the panel were made.
+            unsafe { tile_of(count, self.left, first, (words.as_ptr(), scales.as_ptr()), &mut tile) };
             for (row, tile) in (first..).zip(&tile[..count]) {
-                // SAFETY: these columns of this row belong to this job alone.
-                let to = unsafe {
-                    std::slice::from_raw_parts_mut(target.get().add(row * y.stride + columns.start), columns.len())
-                };
-                to.copy_from_slice(&tile[..columns.len()]);
+                let to = self.target.get().wrapping_add(row * self.stride + columns.start);
+                // SAFETY: these columns of this row exist and belong to this job alone.
+                unsafe { std::slice::from_raw_parts_mut(to, columns.len()) }.copy_from_slice(&tile[..columns.len()]);
             }
         }
-    });
+    }
 }
 
 /// Makes a panel; columns that the weight lacks become zeros.
@@ -179,7 +205,7 @@ unsafe fn to_integers(x: &[f32; PIECE], to: *mut __m256i) -> f32 {
 /// # Safety
 /// The rows exist, and the panel for as many pieces; AVX2 and FMA are available.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn tile_of(
+pub(super) unsafe fn tile_of(
     count: usize,
     left: &Left<'_>,
     first: usize,

@@ -19,8 +19,13 @@ mod avx512bf16;
 pub mod batch;
 mod coarse;
 mod driver;
+mod fixed;
 #[cfg(target_arch = "x86_64")]
 mod fixed_avx2;
+#[cfg(target_arch = "x86_64")]
+mod fixed_avx2_nn;
+#[cfg(test)]
+mod fixed_tests;
 mod gemv;
 mod gemv_half;
 mod gemv_nf4;
@@ -33,8 +38,6 @@ mod gemv_nf4_rows;
 #[cfg(target_arch = "x86_64")]
 mod gemv_nf4_x86;
 mod gemv_row;
-#[cfg(test)]
-mod inference_tests;
 mod kernel;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -66,6 +69,7 @@ use crate::device::{cpu_path, Compute, CpuPath};
 use crate::quant::{Nf4Matrix, Scales};
 pub use coarse::{CoarseInput, CoarseMatrix};
 use driver::Product;
+pub(crate) use fixed::FixedPoint;
 pub use gemv_row::{RowInput, RowProduct};
 use operand::Left;
 use pack_dense::Source;
@@ -199,40 +203,30 @@ pub fn matmul_nt(x: MatRef<'_>, w: WeightRef<'_>, y: MatMut<'_>, store: Store) {
     matmul_nt_on(cpu_path(), x, w, y, store);
 }
 
-/// `y[T,N] = x[T,K] · w[N,K]ᵀ` of values that no gradient is asked of. Where `compute` asks for bf16 and the path has no
-/// instructions for it, NF4 codes are multiplied in 16-bit fixed point: nearer to the values, and faster.
-pub fn infer_nt(x: MatRef<'_>, w: WeightRef<'_>, y: MatMut<'_>, compute: Compute) {
-    infer_nt_on(cpu_path(), x, w, y, compute);
+/// `y[T,N] = x[T,K] · w[N,K]ᵀ` for a frozen weight: in fixed point where that is better than bf16.
+pub fn forward_nt(x: MatRef<'_>, w: WeightRef<'_>, y: MatMut<'_>, compute: Compute) {
+    forward_nt_on(cpu_path(), x, w, y, compute);
 }
 
-/// [`infer_nt`] on one kernel path, which the machine must have.
-pub(crate) fn infer_nt_on(path: CpuPath, x: MatRef<'_>, w: WeightRef<'_>, y: MatMut<'_>, compute: Compute) {
-    match fixed_point(path, x.rows, w, compute) {
-        #[cfg(target_arch = "x86_64")]
-        Some(matrix) => {
-            assert!(x.cols == w.cols() && y.rows == x.rows && y.cols == w.rows());
-            check(x, &y);
-            w.check();
-            fixed_avx2::matmul_nt(x, matrix, y);
-        }
-        _ => matmul_nt_on(path, x, w, y, Store::set(compute)),
+/// `dx[T,K] (+)= dy[T,N] · w[N,K]` for a frozen weight, as [`forward_nt`].
+pub fn backward_nn(dy: MatRef<'_>, w: WeightRef<'_>, dx: MatMut<'_>, accumulate: bool, compute: Compute) {
+    backward_nn_on(cpu_path(), dy, w, dx, Store { accumulate, ..Store::set(compute) });
+}
+
+/// [`forward_nt`] on one kernel path, which the machine must have.
+pub(crate) fn forward_nt_on(path: CpuPath, x: MatRef<'_>, w: WeightRef<'_>, y: MatMut<'_>, compute: Compute) {
+    match FixedPoint::on(path, x.rows, [w].into_iter(), compute) {
+        Some(fixed) => fixed.forward(x, vec![y]),
+        None => matmul_nt_on(path, x, w, y, Store::set(compute)),
     }
 }
 
-/// Whether [`infer_nt`] with so many rows of x is another computation than [`matmul_nt`].
-pub(crate) fn infers_otherwise(rows: usize, w: WeightRef<'_>, compute: Compute) -> bool {
-    fixed_point(cpu_path(), rows, w, compute).is_some()
-}
-
-/// The codes, if they are multiplied in fixed point.
-fn fixed_point<'w>(path: CpuPath, rows: usize, w: WeightRef<'w>, compute: Compute) -> Option<&'w Nf4Matrix> {
-    #[cfg(target_arch = "x86_64")]
-    if let (CpuPath::Avx2, Compute::Bf16, WeightRef::Nf4(matrix)) = (path, compute, w) {
-        return (rows > 1 && fixed_avx2::applies(matrix)).then_some(matrix);
+/// [`backward_nn`] on one kernel path, which the machine must have.
+pub(crate) fn backward_nn_on(path: CpuPath, dy: MatRef<'_>, w: WeightRef<'_>, dx: MatMut<'_>, store: Store) {
+    match FixedPoint::on(path, dy.rows, [w].into_iter(), store.compute) {
+        Some(fixed) => fixed.backward(&[dy], dx, store.accumulate),
+        None => matmul_nn_on(path, dy, w, dx, store),
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (path, rows, w, compute);
-    None
 }
 
 /// `dx[T,K] (+)= alpha * dy[T,N] · w[N,K]`.

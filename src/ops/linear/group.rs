@@ -3,21 +3,29 @@
 //! The input, and each gradient, is converted to what the kernels read once for all products; the adapter's products
 //! are further terms of the base's, added while the result is in the cache; and the threads meet once for a group
 //! instead of once for each product. The formulas are those of the [module](super), and so are the bits: terms are
-//! added in the same order. Adapters with dropout or DoRA, and the small products that are summed in f64, go one by one.
+//! added in the same order, but that adapters come last where the base is multiplied in fixed point. Adapters with dropout
+//! or DoRA, and the small products that are summed in f64, go one by one.
 
 use super::{adapter_gradients, columns, low_rank, weight_gradients, Linear, Operands};
+use crate::device::Compute;
 use crate::ops::gemm::batch::{prepare, Batch, Prepareds, Right};
-use crate::ops::gemm::{format_of_narrow, infers_otherwise, is_large, WeightRef};
+use crate::ops::gemm::{format_of_narrow, is_large, FixedPoint, WeightRef};
 use crate::ops::{profile, Arena, Gradients, MatMut, MatRef, Matrix};
 
 /// Whether the linears can go as one for an input of `rows` rows: a function of shapes and settings alone.
 fn together(linears: &[Linear<'_>], rows: usize) -> bool {
     let plain = |linear: &Linear<'_>| {
         linear.compute == linears[0].compute
+            && linear.narrow_format(rows) == linears[0].narrow_format(rows)
             && is_large(rows, linear.weight.cols(), linear.weight.rows(), linear.compute)
             && linear.adapter.as_ref().is_none_or(|adapter| adapter.dropout.is_none() && adapter.dora.is_none())
     };
     linears.iter().all(plain)
+}
+
+/// The base weights, if they are multiplied in fixed point; then the adapters' terms come after all of theirs.
+fn fixed_point<'a>(linears: &[Linear<'a>], rows: usize) -> Option<FixedPoint<'a>> {
+    FixedPoint::of(rows, linears.iter().map(|linear| linear.weight), linears[0].compute)
 }
 
 /// Operations of a product of `rows` rows with each base weight.
@@ -37,15 +45,15 @@ fn adapter_operations(linears: &[Linear<'_>], rows: usize, [a, b]: [bool; 2]) ->
 /// Computes every `y [T,N]` from `x [T,K]` and returns each u `[T,R]`, which the backward pass can use again.
 pub fn forward(linears: &[Linear<'_>], x: MatRef<'_>, mut ys: Vec<&mut Matrix>, arena: &Arena) -> Vec<Option<Matrix>> {
     assert!(!linears.is_empty() && linears.len() == ys.len());
-    if !together(linears, x.rows) {
-        let each = linears.iter().zip(ys).map(|(linear, y)| super::forward(linear, x, y, arena));
-        return each.collect();
-    }
-    let compute = linears[0].compute;
     let _span = profile::span(
         "linears forward",
         base_operations(linears, x.rows) + adapter_operations(linears, x.rows, [true, true]),
     );
+    if !together(linears, x.rows) {
+        let each = linears.iter().zip(ys).map(|(linear, y)| super::forward(linear, x, y, arena));
+        return each.collect();
+    }
+    let (fixed, compute) = (fixed_point(linears, x.rows), linears[0].narrow_format(x.rows));
     let input = prepare(&[x], false, compute);
     let mut hidden: Vec<Option<Matrix>> = linears
         .iter()
@@ -60,16 +68,24 @@ pub fn forward(linears: &[Linear<'_>], x: MatRef<'_>, mut ys: Vec<&mut Matrix>, 
     }
     batch.run();
 
-    let low = prepare_present(&hidden, false, linears);
+    let low = prepare_present(&hidden, false, compute);
+    if let Some(fixed) = &fixed {
+        fixed.forward(x, ys.iter_mut().map(|y| y.view_mut()).collect());
+    }
     let mut batch = Batch::new(compute);
     let mut index = 0;
     for (linear, y) in linears.iter().zip(&mut ys) {
-        let mut terms = vec![(&input[0], Right::transposed(linear.weight), 1.0)];
+        let mut terms = Vec::with_capacity(2);
+        if fixed.is_none() {
+            terms.push((&input[0], Right::transposed(linear.weight), 1.0));
+        }
         if let Some(adapter) = &linear.adapter {
             terms.push((&low[index], Right::transposed(WeightRef::F32(adapter.b)), 1.0));
             index += 1;
         }
-        batch.sum(y.view_mut(), false, terms);
+        if !terms.is_empty() {
+            batch.sum(y.view_mut(), fixed.is_some(), terms);
+        }
     }
     batch.run();
     for (linear, y) in linears.iter().zip(ys) {
@@ -80,31 +96,23 @@ pub fn forward(linears: &[Linear<'_>], x: MatRef<'_>, mut ys: Vec<&mut Matrix>, 
     hidden
 }
 
-/// Computes every `y [T,N]` from `x [T,K]`, of which no gradient will be asked.
-pub fn infer(linears: &[Linear<'_>], x: MatRef<'_>, ys: Vec<&mut Matrix>, arena: &Arena) {
-    if linears.iter().any(|linear| infers_otherwise(x.rows, linear.weight, linear.compute)) {
-        return linears.iter().zip(ys).for_each(|(linear, y)| super::infer(linear, x, y, arena));
-    }
-    forward(linears, x, ys, arena);
-}
-
 /// The matrices that are there, as left operands.
-fn prepare_present<'a>(matrices: &'a [Option<Matrix>], transposed: bool, linears: &[Linear<'_>]) -> Prepareds<'a> {
-    let views: Vec<MatRef<'a>> = matrices.iter().flatten().map(Matrix::view).collect();
-    prepare(&views, transposed, linears[0].compute)
+fn prepare_present(matrices: &[Option<Matrix>], transposed: bool, compute: Compute) -> Prepareds<'_> {
+    let views: Vec<MatRef<'_>> = matrices.iter().flatten().map(Matrix::view).collect();
+    prepare(&views, transposed, compute)
 }
 
 /// Computes the sum of all input gradients `dx [T,K]` and returns each du `[T,R]` for [`backward_params`].
 pub fn backward_input(linears: &[Linear<'_>], dys: &[&Matrix], dx: &mut Matrix, arena: &Arena) -> Vec<Option<Matrix>> {
     assert!(!linears.is_empty() && linears.len() == dys.len());
     let rows = dx.rows();
+    let operations = base_operations(linears, rows) + adapter_operations(linears, rows, [true, true]);
+    let _span = profile::span("linears backward, input", operations);
     if !together(linears, rows) {
         let each = linears.iter().zip(dys).enumerate();
         return each.map(|(i, (linear, dy))| super::backward_input(linear, dy, dx, i > 0, arena)).collect();
     }
-    let compute = linears[0].compute;
-    let operations = base_operations(linears, rows) + adapter_operations(linears, rows, [true, true]);
-    let _span = profile::span("linears backward, input", operations);
+    let (fixed, compute) = (fixed_point(linears, rows), linears[0].narrow_format(rows));
     let views: Vec<MatRef<'_>> = dys.iter().map(|dy| dy.view()).collect();
     let gradients = prepare(&views, false, compute);
     let mut hidden: Vec<Option<Matrix>> = linears
@@ -120,18 +128,25 @@ pub fn backward_input(linears: &[Linear<'_>], dys: &[&Matrix], dx: &mut Matrix, 
     }
     batch.run();
 
-    let low = prepare_present(&hidden, false, linears);
+    let low = prepare_present(&hidden, false, compute);
+    if let Some(fixed) = &fixed {
+        fixed.backward(&views, dx.view_mut(), false);
+    }
     let mut terms = Vec::with_capacity(2 * linears.len());
     let mut index = 0;
     for (i, linear) in linears.iter().enumerate() {
-        terms.push((&gradients[i], Right::plain(linear.weight), 1.0));
+        if fixed.is_none() {
+            terms.push((&gradients[i], Right::plain(linear.weight), 1.0));
+        }
         if let Some(adapter) = &linear.adapter {
             terms.push((&low[index], Right::plain(WeightRef::F32(adapter.a)), 1.0));
             index += 1;
         }
     }
     let mut batch = Batch::new(compute);
-    batch.sum(dx.view_mut(), false, terms);
+    if !terms.is_empty() {
+        batch.sum(dx.view_mut(), fixed.is_some(), terms);
+    }
     batch.run();
     hidden
 }
@@ -172,13 +187,14 @@ fn batched_adapter_gradients(
     arena: &Arena,
 ) {
     let compute = adapted[0].0.compute;
+    let narrow = adapted[0].0.narrow_format(x.rows);
     let adapters: Vec<_> = adapted.iter().filter_map(|(linear, _)| linear.adapter.as_ref()).collect();
     let computed: Vec<Option<Matrix>> = adapted
         .iter()
         .zip(&adapters)
         .map(|((_, operands), adapter)| match operands.hidden {
             Some(_) => None,
-            None => Some(low_rank(adapter, x, arena, compute)),
+            None => Some(low_rank(adapter, x, arena, narrow)),
         })
         .collect();
     let hidden = adapted

@@ -29,7 +29,9 @@ pub mod group;
 #[cfg(test)]
 mod tests;
 
-use super::gemm::{format_of_narrow, infer_nt, matmul_nn, matmul_nt, matmul_tn, Store, WeightRef};
+use super::gemm::{
+    backward_nn, format_of_narrow, forward_nt, matmul_nn, matmul_nt, matmul_tn, FixedPoint, Store, WeightRef,
+};
 use super::{dropout, Arena, Gradients, MatMut, MatRef, Matrix, ParamId, RandomStream};
 use crate::device::Compute;
 
@@ -81,26 +83,24 @@ pub struct Dora<'a> {
 }
 
 impl Linear<'_> {
+    /// Operand format of the adapter's products with `rows` rows: beside a product in fixed point nothing else needs the input
+    /// in bf16, and rounding it takes as long as multiplying it as it is.
+    fn narrow_format(&self, rows: usize) -> Compute {
+        match FixedPoint::of(rows, [self.weight].into_iter(), self.compute) {
+            Some(_) => Compute::F32,
+            None => self.compute,
+        }
+    }
+
     /// Whether any parameter of this layer is trained.
     pub fn is_trained(&self) -> bool {
         self.adapter.is_some() || self.weight_id.is_some() || self.bias_id.is_some()
     }
 }
 
-/// Computes `y [T,N]`, of which no gradient will be asked.
-fn infer(linear: &Linear<'_>, x: MatRef<'_>, y: &mut Matrix, arena: &Arena) {
-    infer_nt(x, linear.weight, y.view_mut(), linear.compute);
-    finish(linear, x, y, arena);
-}
-
 /// Computes `y [T,N]` and returns `u [T,R]`, which the backward pass can use again.
 pub fn forward(linear: &Linear<'_>, x: MatRef<'_>, y: &mut Matrix, arena: &Arena) -> Option<Matrix> {
-    matmul_nt(x, linear.weight, y.view_mut(), Store::set(linear.compute));
-    finish(linear, x, y, arena)
-}
-
-/// Adds what `y`, which holds `x·Wᵀ`, still lacks; returns u.
-fn finish(linear: &Linear<'_>, x: MatRef<'_>, y: &mut Matrix, arena: &Arena) -> Option<Matrix> {
+    forward_nt(x, linear.weight, y.view_mut(), linear.compute);
     let hidden = linear.adapter.as_ref().map(|adapter| add_adapter(linear, adapter, x, y, arena));
     if let Some(bias) = linear.bias {
         columns::add_bias(y, bias);
@@ -112,8 +112,9 @@ fn finish(linear: &Linear<'_>, x: MatRef<'_>, y: &mut Matrix, arena: &Arena) -> 
 fn add_adapter(linear: &Linear<'_>, adapter: &Adapter<'_>, x: MatRef<'_>, y: &mut Matrix, arena: &Arena) -> Matrix {
     let dropped = dropped_input(adapter, x, arena);
     let input = dropped.as_ref().map_or(x, Matrix::view);
-    let hidden = low_rank(adapter, input, arena, linear.compute);
-    let add = Store::add(linear.compute);
+    let compute = linear.narrow_format(x.rows);
+    let hidden = low_rank(adapter, input, arena, compute);
+    let add = Store::add(compute);
     match (adapter.dora, &dropped) {
         (None, _) => matmul_nt(hidden.view(), WeightRef::F32(adapter.b), y.view_mut(), add),
         (Some(dora), None) => {
@@ -122,10 +123,10 @@ fn add_adapter(linear: &Linear<'_>, adapter: &Adapter<'_>, x: MatRef<'_>, y: &mu
         }
         (Some(dora), Some(_)) => {
             let mut part = arena.matrix(y.rows(), y.cols());
-            matmul_nt(input, linear.weight, part.view_mut(), Store::set(linear.compute));
+            forward_nt(input, linear.weight, part.view_mut(), linear.compute);
             columns::scale_by(&mut part, dora.factor, -1.0);
             columns::add(y, &part);
-            matmul_nt(hidden.view(), WeightRef::F32(adapter.b), part.view_mut(), Store::set(linear.compute));
+            matmul_nt(hidden.view(), WeightRef::F32(adapter.b), part.view_mut(), Store::set(compute));
             columns::scale(&mut part, dora.factor);
             columns::add(y, &part);
         }
@@ -157,28 +158,28 @@ pub fn backward_input(
     accumulate: bool,
     arena: &Arena,
 ) -> Option<Matrix> {
-    let store = Store { accumulate, ..Store::set(linear.compute) };
     let Some(adapter) = &linear.adapter else {
-        matmul_nn(dy.view(), linear.weight, dx.view_mut(), store);
+        backward_nn(dy.view(), linear.weight, dx.view_mut(), accumulate, linear.compute);
         return None;
     };
     let scaled = adapter.dora.map(|dora| columns::scaled_copy(dy, dora.factor, 0.0, arena));
     let dy_adapter = scaled.as_ref().unwrap_or(dy);
-    let hidden_gradient = low_rank_gradient(adapter, dy_adapter, arena, linear.compute);
+    let compute = linear.narrow_format(dy.rows());
+    let hidden_gradient = low_rank_gradient(adapter, dy_adapter, arena, compute);
     let a = WeightRef::F32(adapter.a);
     match adapter.dropout {
         None => {
             // With DoRA and no dropout y = g∘(x·Wᵀ + s·u·Bᵀ): the whole product sees g∘dy.
-            matmul_nn(dy_adapter.view(), linear.weight, dx.view_mut(), store);
-            matmul_nn(hidden_gradient.view(), a, dx.view_mut(), Store::add(linear.compute));
+            backward_nn(dy_adapter.view(), linear.weight, dx.view_mut(), accumulate, linear.compute);
+            matmul_nn(hidden_gradient.view(), a, dx.view_mut(), Store::add(compute));
         }
         Some((probability, stream)) => {
-            matmul_nn(dy.view(), linear.weight, dx.view_mut(), store);
+            backward_nn(dy.view(), linear.weight, dx.view_mut(), accumulate, linear.compute);
             let mut part = arena.matrix(dx.rows(), dx.cols());
-            matmul_nn(hidden_gradient.view(), a, part.view_mut(), Store::set(linear.compute));
+            matmul_nn(hidden_gradient.view(), a, part.view_mut(), Store::set(compute));
             if let Some(dora) = adapter.dora {
                 let rest = columns::scaled_copy(dy, dora.factor, -1.0, arena);
-                matmul_nn(rest.view(), linear.weight, part.view_mut(), Store::add(linear.compute));
+                backward_nn(rest.view(), linear.weight, part.view_mut(), true, linear.compute);
             }
             dropout::apply_add(&part, dx, probability, stream);
         }
@@ -233,8 +234,8 @@ fn adapter_gradients(
     grads: &mut Gradients,
     arena: &Arena,
 ) {
-    let (compute, add) = (linear.compute, Store::add(format_of_narrow(linear.compute)));
     let Operands { x, dy, .. } = operands;
+    let (compute, add) = (linear.narrow_format(x.rows), Store::add(format_of_narrow(linear.compute)));
     let dropped = dropped_input(adapter, x, arena);
     let input = dropped.as_ref().map_or(x, Matrix::view);
     let scaled = adapter.dora.map(|dora| columns::scaled_copy(dy, dora.factor, 0.0, arena));
@@ -257,7 +258,7 @@ fn adapter_gradients(
 
     if let Some(dora) = adapter.dora {
         let mut product = arena.matrix(dy.rows(), dy.cols());
-        matmul_nt(input, linear.weight, product.view_mut(), Store::set(compute));
+        forward_nt(input, linear.weight, product.view_mut(), linear.compute);
         matmul_nt(hidden.view(), WeightRef::F32(adapter.b), product.view_mut(), Store::add(compute));
         columns::add_magnitude_gradient(dy, &product, dora.norm, grads.get_mut(dora.magnitude_id));
     }

@@ -1,8 +1,8 @@
-//! Products for generating text: single rows against products of one row, fixed point against the bounds of its errors.
+//! Single rows against products of one row, and fixed point against the bounds of its errors.
 
 use super::kernel::Kernels;
 use super::tests::{assert_close, nf4, padded_mut, Numbers, Weight};
-use super::{infer_nt_on, matmul_nt_on, RowInput, RowProduct, Store};
+use super::{backward_nn_on, forward_nt_on, matmul_nt_on, RowInput, RowProduct, Store};
 use crate::device::{Compute, CpuPath};
 use crate::ops::matrix::{MatMut, MatRef};
 use crate::quant::{Nf4Matrix, SourceDtype};
@@ -95,7 +95,7 @@ fn fixed_point_is_within_half_a_unit_of_each_operand() {
 }
 
 #[test]
-fn products_for_inference_are_as_near_as_bf16_on_every_path() {
+fn forward_products_are_as_near_as_bf16_on_every_path() {
     let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
     let (one, three) = (pool(1), pool(3));
     for (t, rows, cols) in [(2, 37, 64), (5, 16, 576), (19, 100, 128), (64, 9, 1728), (70, 576, 192), (3, 5, 100)] {
@@ -108,7 +108,7 @@ fn products_for_inference_are_as_near_as_bf16_on_every_path() {
                 let what = format!("T={t} N={rows} K={cols} {compute:?} {}", path.name());
                 let run = || {
                     let mut y = vec![f32::NAN; t * (rows + 3)];
-                    infer_nt_on(path, MatRef::new(&x, t, cols), weight.view(), padded_mut(&mut y, t, rows), compute);
+                    forward_nt_on(path, MatRef::new(&x, t, cols), weight.view(), padded_mut(&mut y, t, rows), compute);
                     y
                 };
                 let y = one.install(run);
@@ -139,6 +139,83 @@ fn products_for_inference_are_as_near_as_bf16_on_every_path() {
                     }
                 }
             }
+        }
+    }
+}
+
+/// `Σ dy[n] · w[n, col]` over the rows of a weight, how far operands rounded to bf16 may carry it, and how far half a unit of
+/// each operand in fixed point: units are those of the largest dy and the largest scale of each 64 rows.
+fn column_sum_and_reach(matrix: &Nf4Matrix, col: usize, dy: &[f32]) -> (f64, [f64; 2]) {
+    let (mut sum, mut of_each, mut fixed) = (0.0, 0.0, 0.0);
+    let scale = |row: usize| f64::from(matrix.scale((row * matrix.cols + col) / matrix.block).abs());
+    for first in (0..dy.len()).step_by(64) {
+        let rows = first..dy.len().min(first + 64);
+        let largest = rows.clone().fold(0f64, |m, row| m.max(f64::from(dy[row].abs())))
+            * rows.clone().fold(0f64, |m, row| m.max(scale(row)));
+        for row in rows {
+            let (w, dy) = (f64::from(matrix.value(row * matrix.cols + col)), f64::from(dy[row]));
+            let code = if scale(row) > 0.0 { w.abs() / scale(row) } else { 0.0 };
+            sum += dy * w;
+            of_each += (dy * w).abs();
+            fixed += 0.505 * (code * largest / 8191.0 + (scale(row) * dy).abs() / 4095.0 + largest / (4095.0 * 8191.0));
+        }
+    }
+    (sum, [of_each * 2f64.powi(-7), fixed + 4e-7 * of_each])
+}
+
+#[test]
+fn backward_products_are_as_near_as_bf16_on_every_path() {
+    let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+    let (one, three) = (pool(1), pool(3));
+    // Rows of more than a chunk and of parts of pieces, more rows of dy than a job has, columns that are no whole block.
+    for (t, rows, cols) in [(2, 64, 64), (19, 577, 192), (7, 1100, 64), (300, 70, 64), (9, 5, 128), (9, 5, 100)] {
+        let weight = nf4(rows, cols, 64, SourceDtype::F32, true);
+        let Weight::Nf4(matrix) = &weight else { return };
+        let mut numbers = Numbers(22);
+        let dy: Vec<f32> = (0..t).flat_map(|_| uneven(&mut numbers, rows)).collect();
+        for (accumulate, compute) in [(false, Compute::F32), (false, Compute::Bf16), (true, Compute::Bf16)] {
+            for path in CpuPath::available() {
+                let what = format!("T={t} N={rows} K={cols} {compute:?} {} {accumulate}", path.name());
+                let run = || {
+                    let mut dx = vec![if accumulate { 0.25 } else { f32::NAN }; t * (cols + 3)];
+                    let store = Store { accumulate, ..Store::set(compute) };
+                    let target = padded_mut(&mut dx, t, cols);
+                    backward_nn_on(path, MatRef::new(&dy, t, rows), weight.view(), target, store);
+                    dx
+                };
+                let dx = one.install(run);
+                assert!(dx.iter().zip(&three.install(run)).all(|(a, b)| a.to_bits() == b.to_bits()), "{what}: threads");
+                for (dy, dx) in dy.chunks_exact(rows).zip(dx.chunks_exact(cols + 3)) {
+                    assert!(dx[cols..].iter().all(|dx| dx.is_nan() || *dx == 0.25), "{what}: written beyond the row");
+                    for (col, &dx) in dx[..cols].iter().enumerate() {
+                        let (sum, [halves, fixed]) = column_sum_and_reach(matrix, col, dy);
+                        let is_fixed = path == CpuPath::Avx2 && cols.is_multiple_of(64);
+                        let reach = match (compute, is_fixed) {
+                            (Compute::F32, _) => halves * 2f64.powi(7) * 1e-5,
+                            (Compute::Bf16, true) => fixed + 1e-6,
+                            (Compute::Bf16, false) => halves + 1e-6,
+                        };
+                        let found = f64::from(dx) - if accumulate { 0.25 } else { 0.0 };
+                        assert!((found - sum).abs() <= reach, "{what}: {found} for {sum}, {reach:e}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_not_finite_in_a_gradient_is_not_lost() {
+    let weight = nf4(130, 64, 64, SourceDtype::F32, false);
+    for (bad, at) in [(f32::NAN, 0), (f32::INFINITY, 70), (f32::NEG_INFINITY, 129)] {
+        let mut dy = vec![1.0; 2 * 130];
+        dy[at] = bad;
+        for path in CpuPath::available() {
+            let mut dx = vec![0.0; 2 * 64];
+            let (from, to) = (MatRef::new(&dy, 2, 130), MatMut::new(&mut dx, 2, 64));
+            backward_nn_on(path, from, weight.view(), to, Store::set(Compute::Bf16));
+            assert!(dx[..64].iter().any(|dx| !dx.is_finite()), "{bad} {}: {dx:?}", path.name());
+            assert!(dx[64..].iter().all(|dx| dx.is_finite()), "{bad} {}: {dx:?}", path.name());
         }
     }
 }
