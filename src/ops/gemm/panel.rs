@@ -5,6 +5,7 @@
 //! pair, is zero. Panels side by side lie at one distance from each other, so that a row of the weight can be written to all
 //! of them in one pass.
 
+#[cfg(target_arch = "x86_64")]
 use super::kernel::Kernels;
 use std::ops::Range;
 
