@@ -21,6 +21,7 @@ use super::coarse::scale;
 use super::driver::{for_each, threads_for};
 use super::kernel::Lanes;
 use super::operand::Target;
+use super::pack_dense::fetch_to_write;
 use super::pack_nf4::ScaleReader;
 use super::scratch::Scratch;
 use crate::ops::matrix::{odd_stride, MatMut, MatRef};
@@ -141,13 +142,16 @@ impl Job<'_> {
         pack(self.matrix, columns.clone(), words, scales);
         for first in rows.clone().step_by(ROWS) {
             let count = ROWS.min(rows.end - first);
+            let place = |row: usize| self.target.get().wrapping_add(row * self.stride + columns.start);
+            // The lines come while the tile is computed.
+            (first..first + count).for_each(|row| fetch_to_write(place(row), COLUMNS));
             let mut tile = [[0.0; COLUMNS]; ROWS];
             // SAFETY: the path has AVX2, and these rows and the panel were made.
             unsafe { tile_of(count, self.left, first, (words.as_ptr(), scales.as_ptr()), &mut tile) };
             for (row, tile) in (first..).zip(&tile[..count]) {
-                let to = self.target.get().wrapping_add(row * self.stride + columns.start);
                 // SAFETY: these columns of this row exist and belong to this job alone.
-                unsafe { std::slice::from_raw_parts_mut(to, columns.len()) }.copy_from_slice(&tile[..columns.len()]);
+                unsafe { std::slice::from_raw_parts_mut(place(row), columns.len()) }
+                    .copy_from_slice(&tile[..columns.len()]);
             }
         }
     }

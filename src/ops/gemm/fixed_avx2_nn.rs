@@ -17,6 +17,7 @@ use super::driver::{for_each, threads_for};
 use super::fixed_avx2::{integer, tile_of, Left};
 use super::fixed_avx2::{COLUMNS, LARGEST_CODE, LARGEST_OF_X, PIECE, ROWS, WORDS};
 use super::operand::Target;
+use super::pack_dense::fetch_to_write;
 use super::pack_nf4::ScaleReader;
 use super::plan::Cuts;
 use super::scratch::Scratch;
@@ -187,6 +188,8 @@ impl Job<'_> {
             let count = ROWS.min(self.rows.len() - first);
             let start = (self.rows.start + first) * self.stride + self.first_column + panel * COLUMNS;
             let place = |row: usize| self.target.get().wrapping_add(start + row * self.stride);
+            // The lines of the next tile come while this one is computed.
+            (ROWS..2 * ROWS).for_each(|row| fetch_to_write(place(row), COLUMNS));
             let mut tile = [[0.0; COLUMNS]; ROWS];
             if accumulate {
                 for (row, tile) in tile.iter_mut().enumerate().take(count) {
