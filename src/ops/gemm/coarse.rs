@@ -121,6 +121,12 @@ fn sum_of_products(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
+/// The bits of the largest magnitude; those of a NaN are larger than all others.
+#[inline(always)]
+pub(super) fn largest_bits(values: &[f32]) -> u32 {
+    values.iter().fold(0, |largest, value| largest.max(value.to_bits() & 0x7fff_ffff))
+}
+
 /// The factor to integers and the step back, for a piece whose largest magnitude has these bits: bits order magnitudes
 /// like integers, infinity and NaN behind all others.
 #[inline(always)]
@@ -155,7 +161,7 @@ kernel! {
     fn take_in(x: &[f32], integers: &mut [i16], units: &mut [f32], reach: &mut [f32]) {
         let steps = units.iter_mut().zip(reach);
         for ((x, integers), (unit, reach)) in x.chunks(PIECE).zip(integers.chunks_exact_mut(PIECE)).zip(steps) {
-            let largest = x.iter().fold(0, |largest, x| largest.max(x.to_bits() & 0x7fff_ffff));
+            let largest = largest_bits(x);
             let (factor, back) = scale(largest, LARGEST_OF_X);
             *unit = back;
             let mut sum = 0.0;

@@ -17,7 +17,7 @@
 //! Invariant: an element of y is one sum in the order of K. A piece of x that is not finite gives NaN.
 
 use super::avx2::Avx2;
-use super::coarse::scale;
+use super::coarse::{largest_bits, scale};
 use super::driver::{for_each, threads_for};
 use super::kernel::Lanes;
 use super::operand::Target;
@@ -71,7 +71,7 @@ pub(super) const fn integer(code: usize) -> u16 {
 
 /// Whether a weight has whole pieces.
 pub(super) fn applies(matrix: &Nf4Matrix) -> bool {
-    matrix.cols.is_multiple_of(PIECE) && matrix.block >= PIECE && matrix.cols > 0
+    matrix.cols.is_multiple_of(PIECE) && matrix.block >= PIECE && matrix.cols > 0 && matrix.rows > 0
 }
 
 /// x as words of two integers, and their units.
@@ -188,20 +188,26 @@ fn pack(matrix: &Nf4Matrix, columns: Range<usize>, words: &mut [f32], scales: &m
 /// As many integers are writable; AVX2 is available.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn to_integers(x: &[f32; PIECE], to: *mut __m256i) -> f32 {
-    let largest = x.iter().fold(0, |largest, x| largest.max(x.to_bits() & 0x7fff_ffff));
-    let (factor, step) = scale(largest, LARGEST_OF_X);
+    let (factor, step) = scale(largest_bits(x), LARGEST_OF_X);
     let factor = _mm256_set1_ps(factor);
     for (i, sixteen) in x.as_chunks::<16>().0.iter().enumerate() {
         // SAFETY: sixteen values, and the integers for them by contract.
         unsafe {
-            let first = _mm256_cvtps_epi32(_mm256_mul_ps(Avx2::load(sixteen.as_ptr()), factor));
-            let second = _mm256_cvtps_epi32(_mm256_mul_ps(Avx2::load(sixteen.as_ptr().add(8)), factor));
-            // Packing works within halves.
-            let packed = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(first, second));
-            to.add(i).write_unaligned(packed);
+            let first = _mm256_mul_ps(Avx2::load(sixteen.as_ptr()), factor);
+            let second = _mm256_mul_ps(Avx2::load(sixteen.as_ptr().add(8)), factor);
+            to.add(i).write_unaligned(rounded(first, second));
         }
     }
     step / LARGEST_CODE
+}
+
+/// Sixteen values as integers.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn rounded(first: __m256, second: __m256) -> __m256i {
+    // Packing works within halves.
+    let packed = _mm256_packs_epi32(_mm256_cvtps_epi32(first), _mm256_cvtps_epi32(second));
+    _mm256_permute4x64_epi64::<0b11_01_10_00>(packed)
 }
 
 /// `count` rows from `first` on times a panel.

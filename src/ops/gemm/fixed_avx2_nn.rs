@@ -12,9 +12,9 @@
 //!
 //! Invariant: an element of dx is one sum in the order of N. A piece of dy that is not finite gives NaN.
 
-use super::coarse::scale;
+use super::coarse::{largest_bits, scale};
 use super::driver::{for_each, threads_for};
-use super::fixed_avx2::{integer, tile_of, Left};
+use super::fixed_avx2::{integer, rounded, tile_of, Left};
 use super::fixed_avx2::{COLUMNS, LARGEST_CODE, LARGEST_OF_X, PIECE, ROWS, WORDS};
 use super::operand::Target;
 use super::pack_dense::fetch_to_write;
@@ -66,8 +66,7 @@ pub(super) fn matmul_nn(terms: &[(MatRef<'_>, &Nf4Matrix)], dx: MatMut<'_>, accu
     for_each(threads, dx.rows, |row| {
         let pieces = terms.iter().flat_map(|(dy, _)| dy.row(row).chunks(PIECE));
         for (piece, values) in pieces.enumerate() {
-            let largest = values.iter().fold(0, |largest, value| largest.max(value.to_bits() & 0x7fff_ffff));
-            let (factor, step) = scale(largest, LARGEST_OF_X);
+            let (factor, step) = scale(largest_bits(values), LARGEST_OF_X);
             // SAFETY: the two numbers of this piece of this row, which is one job's.
             unsafe { sizes.get().cast::<[f32; 2]>().add(row * all + piece).write([factor, step / LARGEST_CODE]) };
         }
@@ -145,7 +144,7 @@ impl Job<'_> {
         }
         let scales = scales.as_chunks_mut::<PIECE>().0;
         for (scales, largest) in scales.iter_mut().zip(&mut largest) {
-            *largest = scales.iter().fold(0.0, |largest, scale| largest.max(scale.abs()));
+            *largest = f32::from_bits(largest_bits(scales));
             let divisor = largest.max(f32::MIN_POSITIVE);
             scales.iter_mut().for_each(|scale| *scale /= divisor);
         }
@@ -220,11 +219,8 @@ unsafe fn scaled(values: &[f32; PIECE], factor: f32, scales: &[f32; PIECE], to: 
         unsafe {
             let load = |values: &[f32; 16], at: usize| _mm256_loadu_ps(values[at..].as_ptr());
             let (first, second) = (_mm256_mul_ps(load(values, 0), factor), _mm256_mul_ps(load(values, 8), factor));
-            let first = _mm256_cvtps_epi32(_mm256_mul_ps(first, load(scales, 0)));
-            let second = _mm256_cvtps_epi32(_mm256_mul_ps(second, load(scales, 8)));
-            // Packing works within halves.
-            let packed = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(first, second));
-            _mm256_storeu_si256(to.as_mut_ptr().cast(), packed);
+            let (first, second) = (_mm256_mul_ps(first, load(scales, 0)), _mm256_mul_ps(second, load(scales, 8)));
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), rounded(first, second));
         }
     }
 }
