@@ -118,8 +118,8 @@ impl FeedForward {
 }
 
 /// Output of a linear and the low-rank values of its adapter.
-struct Projected<M = Matrix> {
-    y: M,
+pub(super) struct Projected<M = Matrix> {
+    pub y: M,
     hidden: Option<Matrix>,
 }
 
@@ -216,7 +216,12 @@ impl Block {
     }
 
     /// Linears that share the input `x`.
-    fn project<const N: usize>(&self, layers: [&LinearLayer; N], pass: &Pass<'_>, x: &Matrix) -> [Projected; N] {
+    pub(super) fn project<const N: usize>(
+        &self,
+        layers: [&LinearLayer; N],
+        pass: &Pass<'_>,
+        x: &Matrix,
+    ) -> [Projected; N] {
         let views = layers.map(|layer| layer.view(pass));
         let mut ys = views.each_ref().map(|view| pass.arena.matrix(x.rows(), view.weight.rows()));
         let hidden = group::forward(&views, x.view(), ys.each_mut().into_iter().collect(), pass.arena);

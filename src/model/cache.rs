@@ -9,7 +9,6 @@ use super::layer::LinearLayer;
 use super::llama::Llama;
 use super::pass::{Pass, Rows};
 use crate::ops::attention::{self, CacheView, RowAttention};
-use crate::ops::linear::group;
 use crate::ops::rope::{self, Direction};
 use crate::ops::{rms_norm, swiglu, Matrix};
 
@@ -167,27 +166,24 @@ impl Block {
         let mut normed = arena.matrix(rows, x.cols());
         let mut inv_rms = arena.matrix(rows, 1);
         rms_norm::forward(x, self.input_norm.view(pass.params), context.eps, &mut normed, &mut inv_rms);
-        let [mut q, mut k, v] = self.project_only([&self.q, &self.k, &self.v], pass, &normed);
+        let [mut q, mut k, v] = self.outputs([&self.q, &self.k, &self.v], pass, &normed);
         rope::apply(&mut q, shape.heads, context.positions, context.rope, Direction::Forward);
         rope::apply(&mut k, shape.kv_heads, context.positions, context.rope, Direction::Forward);
 
         let mut attended = arena.matrix(rows, q.cols());
         attend([&q, &k, &v], &mut attended);
-        let [delta] = self.project_only([&self.o], pass, &attended);
+        let [delta] = self.outputs([&self.o], pass, &attended);
         let weight = self.post_norm.view(pass.params);
         rms_norm::add_forward(x, &delta, weight, context.eps, &mut normed, &mut inv_rms);
-        let [gate, up] = self.project_only([&self.gate, &self.up], pass, &normed);
+        let [gate, up] = self.outputs([&self.gate, &self.up], pass, &normed);
         let mut activated = arena.matrix(rows, gate.cols());
         swiglu::forward(&gate, &up, &mut activated);
-        let [delta] = self.project_only([&self.down], pass, &activated);
+        let [delta] = self.outputs([&self.down], pass, &activated);
         add_in_place(x, &delta);
     }
 
     /// Linears that share the input `x`, of which no gradient will be asked.
-    fn project_only<const N: usize>(&self, layers: [&LinearLayer; N], pass: &Pass<'_>, x: &Matrix) -> [Matrix; N] {
-        let views = layers.map(|layer| layer.view(pass));
-        let mut ys = views.each_ref().map(|view| pass.arena.matrix(x.rows(), view.weight.rows()));
-        group::forward(&views, x.view(), ys.each_mut().into_iter().collect(), pass.arena);
-        ys
+    fn outputs<const N: usize>(&self, layers: [&LinearLayer; N], pass: &Pass<'_>, x: &Matrix) -> [Matrix; N] {
+        self.project(layers, pass, x).map(|projected| projected.y)
     }
 }

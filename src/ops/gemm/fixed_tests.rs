@@ -178,9 +178,8 @@ fn backward_products_are_as_near_as_bf16_on_every_path() {
                 let what = format!("T={t} N={rows} K={cols} {compute:?} {} {accumulate}", path.name());
                 let run = || {
                     let mut dx = vec![if accumulate { 0.25 } else { f32::NAN }; t * (cols + 3)];
-                    let store = Store { accumulate, ..Store::set(compute) };
                     let target = padded_mut(&mut dx, t, cols);
-                    backward_nn_on(path, MatRef::new(&dy, t, rows), weight.view(), target, store);
+                    backward_nn_on(path, MatRef::new(&dy, t, rows), weight.view(), target, accumulate, compute);
                     dx
                 };
                 let dx = one.install(run);
@@ -213,7 +212,7 @@ fn what_is_not_finite_in_a_gradient_is_not_lost() {
         for path in CpuPath::available() {
             let mut dx = vec![0.0; 2 * 64];
             let (from, to) = (MatRef::new(&dy, 2, 130), MatMut::new(&mut dx, 2, 64));
-            backward_nn_on(path, from, weight.view(), to, Store::set(Compute::Bf16));
+            backward_nn_on(path, from, weight.view(), to, false, Compute::Bf16);
             assert!(dx[..64].iter().any(|dx| !dx.is_finite()), "{bad} {}: {dx:?}", path.name());
             assert!(dx[64..].iter().all(|dx| dx.is_finite()), "{bad} {}: {dx:?}", path.name());
         }

@@ -210,7 +210,7 @@ pub fn forward_nt(x: MatRef<'_>, w: WeightRef<'_>, y: MatMut<'_>, compute: Compu
 
 /// `dx[T,K] (+)= dy[T,N] · w[N,K]` for a frozen weight, as [`forward_nt`].
 pub fn backward_nn(dy: MatRef<'_>, w: WeightRef<'_>, dx: MatMut<'_>, accumulate: bool, compute: Compute) {
-    backward_nn_on(cpu_path(), dy, w, dx, Store { accumulate, ..Store::set(compute) });
+    backward_nn_on(cpu_path(), dy, w, dx, accumulate, compute);
 }
 
 /// [`forward_nt`] on one kernel path, which the machine must have.
@@ -222,10 +222,17 @@ pub(crate) fn forward_nt_on(path: CpuPath, x: MatRef<'_>, w: WeightRef<'_>, y: M
 }
 
 /// [`backward_nn`] on one kernel path, which the machine must have.
-pub(crate) fn backward_nn_on(path: CpuPath, dy: MatRef<'_>, w: WeightRef<'_>, dx: MatMut<'_>, store: Store) {
-    match FixedPoint::on(path, dy.rows, [w].into_iter(), store.compute) {
-        Some(fixed) => fixed.backward(&[dy], dx, store.accumulate),
-        None => matmul_nn_on(path, dy, w, dx, store),
+pub(crate) fn backward_nn_on(
+    path: CpuPath,
+    dy: MatRef<'_>,
+    w: WeightRef<'_>,
+    dx: MatMut<'_>,
+    accumulate: bool,
+    compute: Compute,
+) {
+    match FixedPoint::on(path, dy.rows, [w].into_iter(), compute) {
+        Some(fixed) => fixed.backward(&[dy], dx, accumulate),
+        None => matmul_nn_on(path, dy, w, dx, Store { accumulate, ..Store::set(compute) }),
     }
 }
 

@@ -86,9 +86,9 @@ impl Linear<'_> {
     /// Operand format of the adapter's products with `rows` rows: beside a product in fixed point nothing else needs the input
     /// in bf16, and rounding it takes as long as multiplying it as it is.
     fn narrow_format(&self, rows: usize) -> Compute {
-        match FixedPoint::of(rows, [self.weight].into_iter(), self.compute) {
-            Some(_) => Compute::F32,
-            None => self.compute,
+        match FixedPoint::takes(rows, self.weight, self.compute) {
+            true => Compute::F32,
+            false => self.compute,
         }
     }
 
