@@ -57,21 +57,21 @@ impl Weight {
     /// Borrows the values, which are not in a GPU's memory.
     pub fn view<'a>(&'a self, params: &'a ParamStore) -> WeightRef<'a> {
         match self {
-            Weight::Dense { dtype: DenseDtype::F32, bytes, rows, cols } => {
-                WeightRef::F32(MatRef::new(bytes.as_f32(), *rows, *cols))
-            }
-            Weight::Dense { dtype: DenseDtype::F16, bytes, rows, cols } => {
-                WeightRef::F16 { bits: bytes.as_u16(), rows: *rows, cols: *cols }
-            }
-            Weight::Dense { dtype: DenseDtype::Bf16, bytes, rows, cols } => {
-                WeightRef::Bf16 { bits: bytes.as_u16(), rows: *rows, cols: *cols }
-            }
+            Weight::Dense { dtype, bytes, rows, cols } => dense(*dtype, bytes, *rows, *cols),
             Weight::Nf4(matrix) => WeightRef::Nf4(matrix),
             Weight::OnGpu(_) => unreachable!("a model loaded to a GPU computes there"),
             Weight::Trained(id) => {
                 let param = params.get(*id);
                 WeightRef::F32(MatRef::new(&param.value, param.rows, param.cols))
             }
+        }
+    }
+
+    /// Borrows the values of a dense and frozen weight.
+    pub fn frozen_dense(&self) -> Option<WeightRef<'_>> {
+        match self {
+            Weight::Dense { dtype, bytes, rows, cols } => Some(dense(*dtype, bytes, *rows, *cols)),
+            _ => None,
         }
     }
 
@@ -91,6 +91,14 @@ impl Weight {
             Weight::OnGpu(weight) => weight.bytes(),
             Weight::Trained(_) => 0,
         }
+    }
+}
+
+fn dense(dtype: DenseDtype, bytes: &Bytes, rows: usize, cols: usize) -> WeightRef<'_> {
+    match dtype {
+        DenseDtype::F32 => WeightRef::F32(MatRef::new(bytes.as_f32(), rows, cols)),
+        DenseDtype::F16 => WeightRef::F16 { bits: bytes.as_u16(), rows, cols },
+        DenseDtype::Bf16 => WeightRef::Bf16 { bits: bytes.as_u16(), rows, cols },
     }
 }
 

@@ -212,6 +212,15 @@ class Bench:
             run(self.peer("model", shape=shape, dtype=dtype, model=model, adapter=adapter), self.a.threads)
         return model, adapter
 
+    def chat_model(self):
+        """The model that generates: SmolLM2 where there is its GGUF, since decoding depends on how peaked logits are."""
+        if not self.a.gguf:
+            return self.model("135m", "bf16")[0]
+        model = os.path.join(self.folder, "smollm2-bf16")
+        if not os.path.exists(model):
+            run([self.a.ours, "import", self.a.gguf, "--out", model, "--dtype", "bf16"], self.a.threads)
+        return model
+
     def compare(self, name, key, ours, peers):
         """Alternates ours with each of the peers."""
         print(f"\n{name}\n  ours: {shlex.join(ours)}")
@@ -250,7 +259,7 @@ class Bench:
 
     def generate(self, key, name):
         a = self.a
-        model, _ = self.model("135m", "bf16")
+        model = self.chat_model()
         prompt = "512" if key.startswith("prompt") else "16"
         peers = {"transformers bf16": self.peer("generate", model=model, steps=3)}
         if a.llama_python and a.gguf:
@@ -284,7 +293,7 @@ def main():
     parser.add_argument("--ours", default="target/release/llamantino")
     parser.add_argument("--python", default=sys.executable, help="python that has torch, transformers, peft, bitsandbytes")
     parser.add_argument("--llama-python", help="python that has llama-cpp-python")
-    parser.add_argument("--gguf", help="SmolLM2-135M as GGUF, for llama.cpp")
+    parser.add_argument("--gguf", help="SmolLM2-135M as GGUF: for llama.cpp as Q4_0, for the others as bf16")
     parser.add_argument("--folder", help="keeps models here instead of in a temporary folder")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--losses", type=int, default=20, help="losses compared before training is timed; 0: none")

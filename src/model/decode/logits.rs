@@ -1,8 +1,8 @@
 //! The logits of a token, the last phases of its way.
 //!
-//! Where the head is there in 8 bits, all of them come from that, and those that can be the largest once more from the head
-//! itself, with f32 operands: which token is the likeliest is never in doubt, and the others are as near as
-//! [`CoarseMatrix`] says.
+//! Where the head is there in 8 bits, all of them come from that, and those that can be near the largest once more from the
+//! head itself, with f32 operands: tokens that are likely at all have the logits of the head, and the others, of which each
+//! is less likely than the likeliest by a factor of e^[`MARGIN`], are as near as [`CoarseMatrix`] says.
 //!
 //! Invariant: which logits are computed again depends on the values alone.
 
@@ -14,7 +14,10 @@ use std::ops::Range;
 
 /// Numbers that a job of coarse logits leaves behind: the most that one of its logits can be taken for, and the least that
 /// the largest can be.
-pub(super) const FINDINGS: usize = 2;
+const FINDINGS: usize = 2;
+
+/// What a logit that is not computed again is below the largest at least: a factor of 400 in likelihood.
+pub(super) const MARGIN: f32 = 6.0;
 
 /// Rows of the head in jobs.
 struct Jobs {
@@ -81,7 +84,8 @@ impl Step<'_> {
         });
 
         // What the largest logit is at least. The maximum passes over NaN; no comparison with NaN dismisses a row.
-        let least = (0..jobs.count()).map(|job| findings.get(FINDINGS * job + 1)).fold(f32::NEG_INFINITY, f32::max);
+        let largest = (0..jobs.count()).map(|job| findings.get(FINDINGS * job + 1)).fold(f32::NEG_INFINITY, f32::max);
+        let least = largest - MARGIN;
         let widest = coarse.widest_error(input);
         let exact = &mut projection.input;
         exact.load(normed, [head].into_iter());

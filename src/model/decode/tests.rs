@@ -1,5 +1,6 @@
 //! Token by token against the whole sequence at once, on one thread and on several.
 
+use super::logits::MARGIN;
 use crate::adapter::LoraConfig;
 use crate::device::{cpu_path, Compute, CpuPath};
 use crate::model::layer::{DenseDtype, Weight};
@@ -107,7 +108,7 @@ fn head_of_near_rows(rows: usize, cols: usize) -> Weight {
 }
 
 #[test]
-fn a_coarse_head_leaves_the_likeliest_token_as_it_is() {
+fn a_coarse_head_leaves_the_likely_tokens_as_they_are() {
     // Several jobs, and a last one that is short.
     let vocab = 5003;
     let (mut model, params) = load(&json!({"vocab_size": vocab}), Method::Qlora, &LoraConfig::default());
@@ -115,19 +116,22 @@ fn a_coarse_head_leaves_the_likeliest_token_as_it_is() {
     let (arena, dora) = (Arena::new(), Default::default());
     let pass = Pass { params: &params, dora: &dora, arena: &arena, compute: Compute::F32, noise: None };
     let exact = stepwise(1, &model, &pass, &ids(40), 0);
-    model.prepare_head(Compute::Bf16);
-    let mut again = 0;
+    model.prepare_head(Compute::F32);
+    let (mut likely, mut again) = (0, 0);
     for (exact, coarse) in exact.iter().zip(stepwise(1, &model, &pass, &ids(40), 0)) {
         let first =
             |logits: &[f32]| (0..vocab).fold(0, |first, row| if logits[row] > logits[first] { row } else { first });
-        let (likeliest, largest) = (first(exact), exact[first(exact)]);
-        assert_eq!(first(&coarse), likeliest);
-        assert_eq!(coarse[likeliest].to_bits(), largest.to_bits());
+        let largest = exact[first(exact)];
+        assert_eq!(first(&coarse), first(exact));
+        for (exact, coarse) in exact.iter().zip(&coarse).filter(|(exact, _)| **exact >= largest - MARGIN) {
+            assert_eq!(exact.to_bits(), coarse.to_bits(), "{exact} below {largest}");
+            likely += 1;
+        }
         let worst = exact.iter().zip(&coarse).fold(0f32, |worst, (a, b)| worst.max((a - b).abs()));
         assert!(worst > 0.0 && worst < 1e-2 * largest, "{worst:e} of {largest:e}");
         again += exact.iter().zip(&coarse).filter(|(a, b)| a.to_bits() == b.to_bits()).count();
     }
-    assert!(again < 40 * vocab / 10, "{again} logits computed again");
+    assert!(likely > 100 && again < 40 * vocab / 10, "{likely} likely, {again} computed again");
 }
 
 #[test]

@@ -55,16 +55,18 @@ pub struct CoarseInput {
 }
 
 impl CoarseMatrix {
-    /// From the bits of bf16 values, `[rows, cols]`.
-    pub fn new(path: CpuPath, bits: &[u16], rows: usize, cols: usize) -> CoarseMatrix {
-        assert!(bits.len() == rows * cols);
+    /// From `[rows, cols]` values, which `read` gives row by row.
+    pub fn new(path: CpuPath, [rows, cols]: [usize; 2], read: impl Fn(usize, &mut [f32]) + Sync) -> CoarseMatrix {
         let pieces = cols.div_ceil(PIECE);
         let (mut codes, mut scales) = (vec![0; rows * pieces * PIECE], vec![0.0; rows * pieces]);
-        let targets =
-            codes.par_chunks_mut(ROWS * pieces.max(1) * PIECE).zip(scales.par_chunks_mut(ROWS * pieces.max(1)));
-        targets.zip(bits.par_chunks(ROWS * cols.max(1))).for_each(|((codes, scales), bits)| {
+        let tasks = codes.par_chunks_mut(ROWS * pieces.max(1) * PIECE).zip(scales.par_chunks_mut(ROWS * pieces.max(1)));
+        tasks.enumerate().for_each(|(task, (codes, scales))| {
+            let mut values = vec![0.0; cols];
             let rows = codes.chunks_exact_mut(pieces * PIECE).zip(scales.chunks_exact_mut(pieces));
-            rows.zip(bits.chunks_exact(cols)).for_each(|((codes, scales), bits)| quantise(path, bits, codes, scales));
+            rows.enumerate().for_each(|(row, (codes, scales))| {
+                read(task * ROWS + row, &mut values);
+                quantise(path, &values, codes, scales);
+            });
         });
         let mut widest = vec![0f32; pieces];
         for row in scales.chunks_exact(pieces.max(1)) {
@@ -144,13 +146,12 @@ pub(super) fn scale(bits: u32, integer: f32) -> (f32, f32) {
 
 kernel! {
     /// A row of w.
-    fn quantise(bits: &[u16], codes: &mut [i8], scales: &mut [f32]) {
-        for ((bits, codes), step) in bits.chunks(PIECE).zip(codes.chunks_exact_mut(PIECE)).zip(scales) {
-            let largest = bits.iter().fold(0, |largest, &bits| largest.max(bits & 0x7fff));
-            let (factor, back) = scale(u32::from(largest) << 16, LARGEST_OF_W);
+    fn quantise(values: &[f32], codes: &mut [i8], scales: &mut [f32]) {
+        for ((values, codes), step) in values.chunks(PIECE).zip(codes.chunks_exact_mut(PIECE)).zip(scales) {
+            let (factor, back) = scale(largest_bits(values), LARGEST_OF_W);
             *step = back;
-            for (code, &bits) in codes.iter_mut().zip(bits) {
-                *code = (f32::from_bits(u32::from(bits) << 16) * factor).round_ties_even() as i8;
+            for (code, value) in codes.iter_mut().zip(values) {
+                *code = (value * factor).round_ties_even() as i8;
             }
         }
     }
@@ -196,13 +197,16 @@ kernel! {
 mod tests {
     use super::*;
     use crate::ops::random::RandomStream;
-    use half::bf16;
 
     /// Values of very different magnitude.
     fn uneven(seed: u64, count: usize) -> Vec<f32> {
         let stream = RandomStream::new(seed, 1);
         let value = |i: u64| stream.normal(2 * i) * (4.0 * stream.normal(2 * i + 1)).exp2();
         (0..count as u64).map(value).collect()
+    }
+
+    fn matrix(path: CpuPath, values: &[f32], rows: usize, cols: usize) -> CoarseMatrix {
+        CoarseMatrix::new(path, [rows, cols], |row, to| to.copy_from_slice(&values[row * cols..(row + 1) * cols]))
     }
 
     fn input(matrix: &CoarseMatrix, x: &[f32], path: CpuPath) -> CoarseInput {
@@ -216,21 +220,20 @@ mod tests {
     #[test]
     fn no_product_is_farther_off_than_its_error_says() {
         for (rows, cols) in [(70, 576), (130, 64), (9, 100), (3, 1), (65, 2049)] {
-            let mut weights: Vec<bf16> = uneven(3, rows * cols).into_iter().map(bf16::from_f32).collect();
-            weights[..cols.min(64)].fill(bf16::ZERO);
-            weights[cols - 1] = bf16::from_bits(3);
-            let bits: Vec<u16> = weights.iter().map(|value| value.to_bits()).collect();
+            let mut weights = uneven(3, rows * cols);
+            weights[..cols.min(64)].fill(0.0);
+            weights[cols - 1] = f32::from_bits(3 << 16);
             for seed in 0..5 {
                 let mut x = uneven(10 + seed, cols);
                 if seed == 1 {
                     x.iter_mut().take(64).for_each(|x| *x = 1e-42);
                 }
                 for path in CpuPath::available() {
-                    let matrix = CoarseMatrix::new(path, &bits, rows, cols);
+                    let matrix = matrix(path, &weights, rows, cols);
                     let input = input(&matrix, &x, path);
                     for row in 0..rows {
                         let weights = &weights[row * cols..(row + 1) * cols];
-                        let exact: f64 = weights.iter().zip(&x).map(|(w, x)| w.to_f64() * f64::from(*x)).sum();
+                        let exact: f64 = weights.iter().zip(&x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
                         let (found, error) = (matrix.product(path, row, &input), matrix.error(row, &input));
                         let off = (f64::from(found) - exact).abs();
                         // f32 holds nothing smaller.
@@ -247,17 +250,16 @@ mod tests {
     #[test]
     fn what_is_not_finite_is_not_a_number() {
         let path = crate::device::cpu_path();
-        let ones = vec![bf16::ONE.to_bits(); 3 * 70];
-        let matrix = CoarseMatrix::new(path, &ones, 3, 70);
+        let mut values = vec![1.0; 3 * 70];
+        let ones = matrix(path, &values, 3, 70);
         for bad in [f32::NAN, f32::INFINITY] {
             let mut x = vec![1.0; 70];
             x[69] = bad;
-            let input = input(&matrix, &x, path);
-            assert!(matrix.product(path, 1, &input).is_nan() && matrix.error(1, &input).is_nan());
+            let input = input(&ones, &x, path);
+            assert!(ones.product(path, 1, &input).is_nan() && ones.error(1, &input).is_nan());
         }
-        let mut bits = ones;
-        bits[70] = bf16::INFINITY.to_bits();
-        let matrix = CoarseMatrix::new(path, &bits, 3, 70);
+        values[70] = f32::INFINITY;
+        let matrix = matrix(path, &values, 3, 70);
         let input = input(&matrix, &[1.0; 70], path);
         assert!(matrix.product(path, 1, &input).is_nan());
         assert!((matrix.product(path, 2, &input) - 70.0).abs() <= matrix.error(2, &input));
