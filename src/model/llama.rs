@@ -10,7 +10,7 @@ use super::pass::{DoraColumns, DoraScales, Pass, Rows};
 use crate::adapter::dora;
 use crate::ops::attention::AttentionShape;
 use crate::ops::cross_entropy::{self, Head, HeadGrads, Loss};
-use crate::ops::gemm::{matmul_nt, CoarseMatrix, Store};
+use crate::ops::gemm::{dense_format, matmul_nt, CoarseMatrix, Store};
 use crate::ops::rope::RopeTable;
 use crate::ops::{dropout, embedding, rms_norm, Arena, Gradients, Matrix, ParamStore, RandomStream};
 
@@ -126,7 +126,7 @@ impl Llama {
     }
 
     pub(super) fn head_view<'a>(&'a self, pass: &'a Pass<'_>) -> Head<'a> {
-        Head { weight: self.head_weight().view(pass.params), compute: pass.compute }
+        Head { weight: self.head_weight().view(pass.params), compute: dense_format(pass.compute) }
     }
 
     /// Logits of every row, `[T, vocab]`.

@@ -36,11 +36,6 @@ impl<'w> FixedPoint<'w> {
         (all && !matrices.is_empty()).then_some(FixedPoint(matrices))
     }
 
-    /// Whether a product of `rows` rows with this weight is computed so.
-    pub fn takes(rows: usize, weight: WeightRef<'_>, compute: Compute) -> bool {
-        matches!(weight, WeightRef::Nf4(matrix) if is_fixed(cpu_path(), rows, matrix, compute))
-    }
-
     /// `y[T,N] = x[T,K] · w[N,K]ᵀ` with each of the weights.
     pub fn forward(&self, x: MatRef<'_>, ys: Vec<MatMut<'_>>) {
         assert!(ys.len() == self.0.len());

@@ -71,6 +71,7 @@ pub use coarse::{CoarseInput, CoarseMatrix};
 use driver::Product;
 pub(crate) use fixed::FixedPoint;
 pub use gemv_row::{RowInput, RowProduct};
+use kernel::Kernels;
 use operand::Left;
 use pack_dense::Source;
 
@@ -203,7 +204,7 @@ pub fn matmul_nt(x: MatRef<'_>, w: WeightRef<'_>, y: MatMut<'_>, store: Store) {
     matmul_nt_on(cpu_path(), x, w, y, store);
 }
 
-/// `y[T,N] = x[T,K] · w[N,K]ᵀ` for a frozen weight: in fixed point where that is better than bf16.
+/// `y[T,N] = x[T,K] · w[N,K]ᵀ` for a frozen weight: where a path has no instructions for bf16, in fixed point or f32.
 pub fn forward_nt(x: MatRef<'_>, w: WeightRef<'_>, y: MatMut<'_>, compute: Compute) {
     forward_nt_on(cpu_path(), x, w, y, compute);
 }
@@ -217,7 +218,7 @@ pub fn backward_nn(dy: MatRef<'_>, w: WeightRef<'_>, dx: MatMut<'_>, accumulate:
 pub(crate) fn forward_nt_on(path: CpuPath, x: MatRef<'_>, w: WeightRef<'_>, y: MatMut<'_>, compute: Compute) {
     match FixedPoint::on(path, x.rows, [w].into_iter(), compute) {
         Some(fixed) => fixed.forward(x, vec![y]),
-        None => matmul_nt_on(path, x, w, y, Store::set(compute)),
+        None => matmul_nt_on(path, x, w, y, Store::set(dense_format_on(path, compute))),
     }
 }
 
@@ -232,7 +233,7 @@ pub(crate) fn backward_nn_on(
 ) {
     match FixedPoint::on(path, dy.rows, [w].into_iter(), compute) {
         Some(fixed) => fixed.backward(&[dy], dx, accumulate),
-        None => matmul_nn_on(path, dy, w, dx, Store { accumulate, ..Store::set(compute) }),
+        None => matmul_nn_on(path, dy, w, dx, Store { accumulate, ..Store::set(dense_format_on(path, compute)) }),
     }
 }
 
@@ -294,6 +295,19 @@ pub(crate) fn matmul_tn_on(path: CpuPath, a: MatRef<'_>, b: MatRef<'_>, c: MatMu
 /// Whether a product of `rows` rows runs on the driver: neither a small one in f64 nor one of few rows.
 pub(crate) fn is_large(rows: usize, depth: usize, cols: usize, compute: Compute) -> bool {
     rows > gemv::MOST_INPUTS && !precise::applies(rows, depth, cols, Store::set(compute))
+}
+
+/// Operand format of products with dense operands where `compute` is asked for: rounding them to bf16 for a path without
+/// instructions for it would cost time and digits and gain nothing.
+pub(crate) fn dense_format(compute: Compute) -> Compute {
+    dense_format_on(cpu_path(), compute)
+}
+
+fn dense_format_on(path: CpuPath, compute: Compute) -> Compute {
+    match Kernels::of(path, compute).pairs {
+        Some(_) => compute,
+        None => Compute::F32,
+    }
 }
 
 /// Operand format for a product of few rows with wide f32 operands where `compute` is asked for: making bf16 of the

@@ -9,14 +9,13 @@
 use super::{adapter_gradients, columns, low_rank, weight_gradients, Linear, Operands};
 use crate::device::Compute;
 use crate::ops::gemm::batch::{prepare, Batch, Prepareds, Right};
-use crate::ops::gemm::{format_of_narrow, is_large, FixedPoint, WeightRef};
+use crate::ops::gemm::{dense_format, format_of_narrow, is_large, FixedPoint, WeightRef};
 use crate::ops::{profile, Arena, Gradients, MatMut, MatRef, Matrix};
 
 /// Whether the linears can go as one for an input of `rows` rows: a function of shapes and settings alone.
 fn together(linears: &[Linear<'_>], rows: usize) -> bool {
     let plain = |linear: &Linear<'_>| {
         linear.compute == linears[0].compute
-            && linear.narrow_format(rows) == linears[0].narrow_format(rows)
             && is_large(rows, linear.weight.cols(), linear.weight.rows(), linear.compute)
             && linear.adapter.as_ref().is_none_or(|adapter| adapter.dropout.is_none() && adapter.dora.is_none())
     };
@@ -53,7 +52,7 @@ pub fn forward(linears: &[Linear<'_>], x: MatRef<'_>, mut ys: Vec<&mut Matrix>, 
         let each = linears.iter().zip(ys).map(|(linear, y)| super::forward(linear, x, y, arena));
         return each.collect();
     }
-    let (fixed, compute) = (fixed_point(linears, x.rows), linears[0].narrow_format(x.rows));
+    let (fixed, compute) = (fixed_point(linears, x.rows), dense_format(linears[0].compute));
     let input = prepare(&[x], false, compute);
     let mut hidden: Vec<Option<Matrix>> = linears
         .iter()
@@ -112,7 +111,7 @@ pub fn backward_input(linears: &[Linear<'_>], dys: &[&Matrix], dx: &mut Matrix, 
         let each = linears.iter().zip(dys).enumerate();
         return each.map(|(i, (linear, dy))| super::backward_input(linear, dy, dx, i > 0, arena)).collect();
     }
-    let (fixed, compute) = (fixed_point(linears, rows), linears[0].narrow_format(rows));
+    let (fixed, compute) = (fixed_point(linears, rows), dense_format(linears[0].compute));
     let views: Vec<MatRef<'_>> = dys.iter().map(|dy| dy.view()).collect();
     let gradients = prepare(&views, false, compute);
     let mut hidden: Vec<Option<Matrix>> = linears
@@ -187,7 +186,7 @@ fn batched_adapter_gradients(
     arena: &Arena,
 ) {
     let compute = adapted[0].0.compute;
-    let narrow = adapted[0].0.narrow_format(x.rows);
+    let narrow = dense_format(compute);
     let adapters: Vec<_> = adapted.iter().filter_map(|(linear, _)| linear.adapter.as_ref()).collect();
     let computed: Vec<Option<Matrix>> = adapted
         .iter()

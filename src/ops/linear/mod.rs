@@ -30,7 +30,7 @@ pub mod group;
 mod tests;
 
 use super::gemm::{
-    backward_nn, format_of_narrow, forward_nt, matmul_nn, matmul_nt, matmul_tn, FixedPoint, Store, WeightRef,
+    backward_nn, dense_format, format_of_narrow, forward_nt, matmul_nn, matmul_nt, matmul_tn, Store, WeightRef,
 };
 use super::{dropout, Arena, Gradients, MatMut, MatRef, Matrix, ParamId, RandomStream};
 use crate::device::Compute;
@@ -83,15 +83,6 @@ pub struct Dora<'a> {
 }
 
 impl Linear<'_> {
-    /// Operand format of the adapter's products with `rows` rows: beside a product in fixed point nothing else needs the input
-    /// in bf16, and rounding it takes as long as multiplying it as it is.
-    fn narrow_format(&self, rows: usize) -> Compute {
-        match FixedPoint::takes(rows, self.weight, self.compute) {
-            true => Compute::F32,
-            false => self.compute,
-        }
-    }
-
     /// Whether any parameter of this layer is trained.
     pub fn is_trained(&self) -> bool {
         self.adapter.is_some() || self.weight_id.is_some() || self.bias_id.is_some()
@@ -112,7 +103,7 @@ pub fn forward(linear: &Linear<'_>, x: MatRef<'_>, y: &mut Matrix, arena: &Arena
 fn add_adapter(linear: &Linear<'_>, adapter: &Adapter<'_>, x: MatRef<'_>, y: &mut Matrix, arena: &Arena) -> Matrix {
     let dropped = dropped_input(adapter, x, arena);
     let input = dropped.as_ref().map_or(x, Matrix::view);
-    let compute = linear.narrow_format(x.rows);
+    let compute = dense_format(linear.compute);
     let hidden = low_rank(adapter, input, arena, compute);
     let add = Store::add(compute);
     match (adapter.dora, &dropped) {
@@ -164,7 +155,7 @@ pub fn backward_input(
     };
     let scaled = adapter.dora.map(|dora| columns::scaled_copy(dy, dora.factor, 0.0, arena));
     let dy_adapter = scaled.as_ref().unwrap_or(dy);
-    let compute = linear.narrow_format(dy.rows());
+    let compute = dense_format(linear.compute);
     let hidden_gradient = low_rank_gradient(adapter, dy_adapter, arena, compute);
     let a = WeightRef::F32(adapter.a);
     match adapter.dropout {
@@ -220,7 +211,7 @@ pub fn backward_params(linear: &Linear<'_>, operands: Operands<'_>, grads: &mut 
 fn weight_gradients(linear: &Linear<'_>, operands: &Operands<'_>, grads: &mut Gradients) {
     if let Some(id) = linear.weight_id {
         let gradient = MatMut::new(grads.get_mut(id), linear.weight.rows(), linear.weight.cols());
-        matmul_tn(operands.dy.view(), operands.x, gradient, Store::add(linear.compute));
+        matmul_tn(operands.dy.view(), operands.x, gradient, Store::add(dense_format(linear.compute)));
     }
     if let Some(id) = linear.bias_id {
         columns::add_column_sums(operands.dy, grads.get_mut(id));
@@ -235,7 +226,7 @@ fn adapter_gradients(
     arena: &Arena,
 ) {
     let Operands { x, dy, .. } = operands;
-    let (compute, add) = (linear.narrow_format(x.rows), Store::add(format_of_narrow(linear.compute)));
+    let (compute, add) = (dense_format(linear.compute), Store::add(format_of_narrow(linear.compute)));
     let dropped = dropped_input(adapter, x, arena);
     let input = dropped.as_ref().map_or(x, Matrix::view);
     let scaled = adapter.dora.map(|dora| columns::scaled_copy(dy, dora.factor, 0.0, arena));

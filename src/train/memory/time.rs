@@ -6,7 +6,7 @@
 use super::job::Job;
 use crate::device::Compute;
 use crate::model::Keep;
-use crate::ops::gemm::{matmul_nt, Store, WeightRef};
+use crate::ops::gemm::{forward_nt, WeightRef};
 use crate::ops::{Arena, Bytes, MatRef};
 use crate::quant::{quantize, QuantConfig, Values};
 use std::time::{Duration, Instant};
@@ -61,10 +61,10 @@ pub fn measured_rate(job: &Job) -> f64 {
         None => WeightRef::F32(MatRef::new(&w, columns, depth)),
     };
     let compute: Compute = job.batch.compute;
-    matmul_nt(x.view(), weight, y.view_mut(), Store::set(compute));
+    forward_nt(x.view(), weight, y.view_mut(), compute);
     let (start, mut runs) = (Instant::now(), 0u32);
     while start.elapsed() < BUDGET || runs < 2 {
-        matmul_nt(x.view(), weight, y.view_mut(), Store::set(compute));
+        forward_nt(x.view(), weight, y.view_mut(), compute);
         runs += 1;
     }
     2.0 * (rows * depth * columns) as f64 * f64::from(runs) / start.elapsed().as_secs_f64()
