@@ -40,7 +40,7 @@ pub(super) const WORDS: usize = PIECE / 2;
 pub(super) const LARGEST_CODE: f32 = 4095.0;
 
 /// Largest integer of x.
-pub(super) const LARGEST_OF_X: f32 = 8191.0;
+const LARGEST_OF_X: f32 = 8191.0;
 
 /// Columns of a panel.
 pub(super) const COLUMNS: usize = 16;
@@ -63,7 +63,7 @@ static PAIRS: [u32; 256] = {
 };
 
 /// The integer of a code, in two's complement.
-pub(super) const fn integer(code: usize) -> u16 {
+const fn integer(code: usize) -> u16 {
     let value = NF4_CODE[code] * LARGEST_CODE;
     // Half a unit away from zero: the conversion cuts off.
     (if value < 0.0 { value - 0.5 } else { value + 0.5 }) as i16 as u16
@@ -74,14 +74,23 @@ pub(super) fn applies(matrix: &Nf4Matrix) -> bool {
     matrix.cols.is_multiple_of(PIECE) && matrix.block >= PIECE && matrix.cols > 0 && matrix.rows > 0
 }
 
-/// x as words of two integers, and their units.
+/// Some pieces of x as words of two integers, and their units.
+#[derive(Clone, Copy)]
 pub(super) struct Left<'a> {
     /// `[rows, stride]`.
     pub words: &'a [f32],
     pub stride: usize,
-    /// `[rows, pieces]`.
+    /// `[rows, unit_stride]`.
     pub units: &'a [f32],
+    pub unit_stride: usize,
     pub pieces: usize,
+}
+
+impl<'a> Left<'a> {
+    /// Some of the pieces.
+    pub fn pieces_from(&self, first: usize, pieces: usize) -> Left<'a> {
+        Left { words: &self.words[first * WORDS..], units: &self.units[first..], pieces, ..*self }
+    }
 }
 
 /// Computes each y. The path has AVX2, and [`applies`] is true of all weights; shapes were checked.
@@ -103,7 +112,7 @@ pub(super) fn matmul_nt(x: MatRef<'_>, matrices: &[&Nf4Matrix], ys: Vec<MatMut<'
             }
         }
     });
-    let left = Left { words, stride, units, pieces };
+    let left = Left { words, stride, units, unit_stride: pieces, pieces };
     let mut jobs = Vec::new();
     for (matrix, y) in matrices.iter().zip(ys) {
         let (target, stride) = (Target(y.data.as_mut_ptr()), y.stride);
@@ -187,7 +196,7 @@ fn pack(matrix: &Nf4Matrix, columns: Range<usize>, words: &mut [f32], scales: &m
 /// # Safety
 /// As many integers are writable; AVX2 is available.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn to_integers(x: &[f32; PIECE], to: *mut __m256i) -> f32 {
+pub(super) unsafe fn to_integers(x: &[f32; PIECE], to: *mut __m256i) -> f32 {
     let (factor, step) = scale(largest_bits(x), LARGEST_OF_X);
     let factor = _mm256_set1_ps(factor);
     for (i, sixteen) in x.as_chunks::<16>().0.iter().enumerate() {
@@ -266,7 +275,7 @@ unsafe fn rows_at_once<const R: usize>(
             let scales = scales.add(piece * COLUMNS);
             let scales = [Avx2::load(scales), Avx2::load(scales.add(8))];
             for (r, (sums, tile)) in sums.iter().zip(&mut *tile).enumerate() {
-                let unit = Avx2::splat(left.units[(first + r) * left.pieces + piece..].as_ptr());
+                let unit = Avx2::splat(left.units[(first + r) * left.unit_stride + piece..].as_ptr());
                 for ((&sum, scale), tile) in sums.iter().zip(scales).zip(tile.as_chunks_mut::<8>().0) {
                     let total = Avx2::load(tile.as_ptr());
                     let total = Avx2::multiply_add(_mm256_cvtepi32_ps(sum), _mm256_mul_ps(scale, unit), total);

@@ -150,14 +150,14 @@ fn column_sum_and_reach(matrix: &Nf4Matrix, col: usize, dy: &[f32]) -> (f64, [f6
     let scale = |row: usize| f64::from(matrix.scale((row * matrix.cols + col) / matrix.block).abs());
     for first in (0..dy.len()).step_by(64) {
         let rows = first..dy.len().min(first + 64);
-        let largest = rows.clone().fold(0f64, |m, row| m.max(f64::from(dy[row].abs())))
-            * rows.clone().fold(0f64, |m, row| m.max(scale(row)));
+        let largest = rows.clone().fold(0f64, |m, row| m.max(f64::from(dy[row].abs())));
+        let widest = rows.clone().fold(0f64, |m, row| m.max(scale(row)));
         for row in rows {
             let (w, dy) = (f64::from(matrix.value(row * matrix.cols + col)), f64::from(dy[row]));
-            let code = if scale(row) > 0.0 { w.abs() / scale(row) } else { 0.0 };
             sum += dy * w;
             of_each += (dy * w).abs();
-            fixed += 0.505 * (code * largest / 8191.0 + (scale(row) * dy).abs() / 4095.0 + largest / (4095.0 * 8191.0));
+            fixed += 0.505 * (w.abs() * largest / 8191.0 + (widest * dy).abs() / 4095.0);
+            fixed += 0.505 * widest * largest / (4095.0 * 8191.0);
         }
     }
     (sum, [of_each * 2f64.powi(-7), fixed + 4e-7 * of_each])
