@@ -206,7 +206,6 @@ fn full_blocks_avx2<T>(
     let at_once = (AT_ONCE / block).max(1);
     let groups = absmax.chunks_mut(at_once).zip(packed.chunks_mut(at_once * block / 2));
     for (group, (values, (absmax, packed))) in values.chunks(at_once * block).zip(groups).enumerate() {
-        prefetch(values);
         for (i, (values, absmax)) in values.chunks_exact(block).zip(&mut *absmax).enumerate() {
             let mut largest = _mm256_setzero_si256();
             for eight in values.chunks_exact(8) {
@@ -226,6 +225,7 @@ fn full_blocks_avx2<T>(
         for ((values, packed), &absmax) in blocks.zip(&*absmax) {
             let inverse = _mm256_set1_ps(1.0 / absmax.max(LEAST_ABSMAX));
             for (values, packed) in values.chunks_exact(32).zip(packed.chunks_exact_mut(16)) {
+                prefetch(values);
                 let mut codes = [_mm256_setzero_si256(); 4];
                 for (codes, eight) in codes.iter_mut().zip(values.chunks_exact(8)) {
                     *codes = eight_codes(_mm256_mul_ps(load(eight.as_ptr()), inverse));
