@@ -4,7 +4,7 @@
 
 use crate::peak::{now, peak_rate};
 use llamantino::device::Compute;
-use llamantino::ops::gemm::{matmul_nn, matmul_nt, matmul_tn, Store, WeightRef};
+use llamantino::ops::gemm::{backward_nn, forward_nt, matmul_nn, matmul_nt, matmul_tn, Store, WeightRef};
 use llamantino::ops::{Arena, Bytes, Matrix};
 use llamantino::quant::{Nf4Matrix, Scales, SourceDtype};
 use std::time::Instant;
@@ -123,6 +123,9 @@ pub fn measure(case: &Case, threads: usize, seconds: f64) -> Figures {
     let mut output = arena.zeros(rows, columns);
     let store = Store::set(case.compute);
     let mut product = || match (case.form, weight.view()) {
+        // The forms that a frozen weight is multiplied in; single rows are those of `RowProduct`.
+        ("nt", w) if rows > 1 => forward_nt(input.view(), w, output.view_mut(), case.compute),
+        ("nn", w) if rows > 1 => backward_nn(input.view(), w, output.view_mut(), false, case.compute),
         ("nt", w) => matmul_nt(input.view(), w, output.view_mut(), store),
         ("nn", w) => matmul_nn(input.view(), w, output.view_mut(), store),
         (_, WeightRef::F32(b)) => matmul_tn(input.view(), b, output.view_mut(), store),

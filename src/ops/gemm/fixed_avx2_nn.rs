@@ -18,10 +18,12 @@ use super::driver::{for_each, threads_for};
 use super::fixed_avx2::{rounded, tile_of, to_integers, Left};
 use super::fixed_avx2::{COLUMNS, LARGEST_CODE, PIECE, ROWS, WORDS};
 use super::operand::Target;
-use super::pack_dense::fetch_to_write;
+use super::pack_dense::{fetch_to_write, Source};
 use super::pack_nf4::ScaleReader;
 use super::plan::Cuts;
 use super::scratch::Scratch;
+use super::WeightRef;
+use crate::device::{Compute, CpuPath};
 use crate::ops::matrix::{odd_stride, MatMut, MatRef};
 use crate::quant::nf4::NF4_CODE;
 use crate::quant::Nf4Matrix;
@@ -34,8 +36,11 @@ const CHUNK: usize = 512;
 /// Pieces of a chunk.
 const PIECES: usize = CHUNK / PIECE;
 
-/// Most rows of dy in a job: with those of a chunk's integers they take half of an L2 cache of 512 KB.
-const MOST_ROWS: usize = 252;
+/// Most rows of dy in a job: their integers in a chunk take half of an L2 cache of 512 KB.
+const MOST_ROWS: usize = 258;
+
+/// Tiles after which more of the codes that come next is asked for.
+const TILES_AHEAD: usize = 4;
 
 /// Panels of a block of columns.
 const PANELS: usize = PIECE / COLUMNS;
@@ -106,6 +111,13 @@ struct Term<'a> {
     first_piece: usize,
 }
 
+/// Codes that will be packed soon.
+struct Ahead<'a> {
+    source: Source<'a>,
+    columns: Range<usize>,
+    depth: Range<usize>,
+}
+
 /// Some rows of dx in a block of 64 columns.
 struct Job<'a> {
     terms: &'a [Term<'a>],
@@ -122,19 +134,38 @@ impl Job<'_> {
         let mut memory = Scratch::take(PANELS * PANEL);
         let panels = &mut memory.words()[..PANELS * PANEL];
         let mut scales = [0.0; SCALES];
+        let mut chunks = self.chunks().peekable();
         let mut started = accumulate;
-        for term in self.terms {
-            for first in (0..term.matrix.rows).step_by(CHUNK) {
-                let depth = first..term.matrix.rows.min(first + CHUNK);
-                let pieces = depth.len().div_ceil(PIECE);
-                self.pack(term.matrix, depth, panels, &mut scales);
-                let left = self.left.pieces_from(term.first_piece + first / PIECE, pieces);
-                for (panel, words) in panels.chunks_exact(PANEL).enumerate() {
-                    self.multiply(&left, panel, (words, &scales), started);
-                }
-                started = true;
+        while let Some((term, depth)) = chunks.next() {
+            let pieces = depth.len().div_ceil(PIECE);
+            self.pack(term.matrix, depth.clone(), panels, &mut scales);
+            let left = self.left.pieces_from(term.first_piece + depth.start / PIECE, pieces);
+            let ahead = self.ahead(chunks.peek().cloned());
+            for (panel, words) in panels.chunks_exact(PANEL).enumerate() {
+                self.multiply(&left, panel, (words, &scales), (started, &ahead));
             }
+            started = true;
         }
+    }
+
+    fn chunks(&self) -> impl Iterator<Item = (&Term<'_>, Range<usize>)> {
+        self.terms.iter().flat_map(|term| {
+            let rows = term.matrix.rows;
+            (0..rows).step_by(CHUNK).map(move |first| (term, first..rows.min(first + CHUNK)))
+        })
+    }
+
+    /// What is packed after this chunk: the next one, or the first one of the next columns. Its rows are far from each other
+    /// in memory, so the cache does not see them coming.
+    fn ahead<'a>(&'a self, next: Option<(&'a Term<'a>, Range<usize>)>) -> Option<Ahead<'a>> {
+        let (first_column, (term, depth)) = match next {
+            Some(next) => (self.first_column, next),
+            None => (self.first_column + PIECE, self.chunks().next()?),
+        };
+        let columns = first_column..first_column + PIECE;
+        let weight = WeightRef::Nf4(term.matrix);
+        let source = Source { weight, transposed: false, compute: Compute::Bf16, path: CpuPath::Avx2 };
+        (columns.end <= term.matrix.cols).then_some(Ahead { source, columns, depth })
     }
 
     /// The integers of the codes of some rows as words of two neighbouring rows: panels of 16 columns. Also S of each piece,
@@ -164,8 +195,19 @@ impl Job<'_> {
     }
 
     /// All rows times a panel.
-    fn multiply(&self, left: &Left<'_>, panel: usize, (words, scales): (&[f32], &[f32]), accumulate: bool) {
-        for first in self.rows.clone().step_by(ROWS) {
+    fn multiply(
+        &self,
+        left: &Left<'_>,
+        panel: usize,
+        (words, scales): (&[f32], &[f32]),
+        (accumulate, ahead): (bool, &Option<Ahead<'_>>),
+    ) {
+        let tiles = self.rows.len().div_ceil(ROWS);
+        for (tile, first) in self.rows.clone().step_by(ROWS).enumerate() {
+            if let (Some(Ahead { source, columns, depth }), 0) = (ahead, tile % TILES_AHEAD) {
+                let parts = tiles.div_ceil(TILES_AHEAD);
+                source.fetch(columns.clone(), depth.clone(), panel * parts + tile / TILES_AHEAD, PANELS * parts);
+            }
             let count = ROWS.min(self.rows.end - first);
             let start = first * self.stride + self.first_column + panel * COLUMNS;
             let place = |row: usize| self.target.get().wrapping_add(start + row * self.stride);
