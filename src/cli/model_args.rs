@@ -46,10 +46,10 @@ pub struct DeviceArgs {
 /// [`Compute`] on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum ComputeArg {
-    /// f32 operands.
+    /// f32 operands. Logits of tokens less likely than the likeliest by a factor of 400 come from 8 bits.
     F32,
-    /// bf16 operands, f32 accumulation. Text is generated faster: the less likely logits come from 8 bits, and a processor
-    /// with AVX2 alone multiplies 16-bit integers, which are nearer to f32.
+    /// bf16 operands, f32 accumulation, the same logits from 8 bits. Faster: a processor with AVX2 alone multiplies 16-bit
+    /// integers, which are nearer to f32.
     Bf16,
 }
 

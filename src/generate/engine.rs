@@ -96,6 +96,7 @@ impl Engine {
     /// The CPU, for sequences of `context` tokens.
     pub(super) fn on_cpu(model: &mut Llama, params: ParamStore, compute: Compute, context: usize) -> Engine {
         model.prepare_head(compute);
+        model.prepare_rows(compute);
         let arena = Arena::new();
         let dora = model.dora_scales(&params, &arena);
         Engine::Cpu(Box::new(OnCpu { params, dora, arena, compute, cache: KvCache::new(model, context) }))

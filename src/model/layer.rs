@@ -5,6 +5,7 @@
 
 use super::pass::Pass;
 use crate::adapter::LoraParams;
+use crate::ops::gemm::RowTables;
 use crate::ops::linear::cuda::GpuWeight;
 use crate::ops::linear::{Adapter, Dora, Linear};
 use crate::ops::{Bytes, MatRef, ParamId, ParamStore, RandomStream, WeightRef};
@@ -140,6 +141,8 @@ pub struct LinearLayer {
     pub bias: Option<Vector>,
     /// Low-rank adapter.
     pub lora: Option<LoraParams>,
+    /// What single rows are multiplied with, where that was made.
+    pub row_tables: Option<RowTables>,
 }
 
 impl LinearLayer {

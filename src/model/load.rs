@@ -175,7 +175,7 @@ impl<'a> Loader<'a> {
             adapter::create(&mut self.params, &name, shape, config, magnitude, self.options.seed)
         });
         self.row_norms.push(squared);
-        Ok(LinearLayer { name, index, weight, bias, lora })
+        Ok(LinearLayer { name, index, weight, bias, lora, row_tables: None })
     }
 
     fn linear_weight(&mut self, name: &str, rows: usize, cols: usize) -> Result<Weight> {

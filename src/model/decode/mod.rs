@@ -14,10 +14,12 @@ mod projection;
 
 use super::block::{Block, BlockContext};
 use super::cache::KvCache;
+use super::layer::Weight;
 use super::llama::Llama;
 use super::pass::{Pass, Rows};
+use crate::device::Compute;
 use crate::ops::attention::{AttentionShape, CacheView, NewRow, RowAttention};
-use crate::ops::gemm::CoarseInput;
+use crate::ops::gemm::{CoarseInput, RowTables, WeightRef};
 use crate::ops::rope::{self, Direction};
 use crate::ops::team::{self, Member, SharedValues};
 use crate::ops::{embedding, rms_norm, swiglu, Matrix};
@@ -106,6 +108,15 @@ impl Workspace {
 }
 
 impl Llama {
+    /// Makes what single tokens are multiplied with, for `compute` operands.
+    pub fn prepare_rows(&mut self, compute: Compute) {
+        for layer in self.blocks.iter_mut().flat_map(Block::linears_mut) {
+            if let Weight::Nf4(matrix) = &layer.weight {
+                layer.row_tables = RowTables::new(WeightRef::Nf4(matrix), compute);
+            }
+        }
+    }
+
     /// Appends one token to the cached sequence and returns the logits after it, `[1, vocab]`.
     pub(super) fn decode(&self, pass: &Pass<'_>, id: u32, cache: &mut KvCache) -> Matrix {
         let bytes = self.frozen_bytes() + size_of::<f32>() * pass.params.numel();

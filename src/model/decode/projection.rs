@@ -67,7 +67,7 @@ impl<'a> Part<'a> {
             a: product(WeightRef::F32(adapter.a)),
             b: product(WeightRef::F32(adapter.b)),
         });
-        Part { linear, product: product(linear.weight), low_rank }
+        Part { linear, product: product(linear.weight).reading(layer.row_tables.as_ref()), low_rank }
     }
 
     /// Outputs of a range of rows.

@@ -3,12 +3,13 @@
 use super::logits::MARGIN;
 use crate::adapter::LoraConfig;
 use crate::device::{cpu_path, Compute, CpuPath};
+use crate::model::block::Block;
 use crate::model::layer::{DenseDtype, Weight};
 use crate::model::random::RandomWeights;
 use crate::model::{self, KvCache, Llama, LoadOptions, Method, ModelConfig, Pass, Rows};
 use crate::ops::testing::bits;
 use crate::ops::{Arena, Bytes, ParamStore, RandomStream};
-use crate::quant::QuantConfig;
+use crate::quant::{QuantConfig, SourceDtype};
 use half::bf16;
 use serde_json::{json, Value};
 
@@ -132,6 +133,29 @@ fn a_coarse_head_leaves_the_likely_tokens_as_they_are() {
         again += exact.iter().zip(&coarse).filter(|(a, b)| a.to_bits() == b.to_bits()).count();
     }
     assert!(likely > 100 && again < 40 * vocab / 10, "{likely} likely, {again} computed again");
+}
+
+#[test]
+fn tables_of_rows_leave_the_logits_as_they_are() {
+    let (mut model, params) = load(&json!({}), Method::Qlora, &LoraConfig::default());
+    for layer in model.blocks.iter_mut().flat_map(Block::linears_mut) {
+        let Weight::Nf4(matrix) = &mut layer.weight else { panic!("{} is not in NF4", layer.name) };
+        matrix.dtype = SourceDtype::Bf16;
+    }
+    let (arena, dora) = (Arena::new(), Default::default());
+    let pass = Pass { params: &params, dora: &dora, arena: &arena, compute: Compute::F32, noise: None };
+    let without = stepwise(1, &model, &pass, &ids(20), 0);
+    model.prepare_rows(Compute::F32);
+    assert!(model.linears().all(|layer| layer.row_tables.is_some() == (cpu_path() == CpuPath::Avx2)));
+    let with = stepwise(1, &model, &pass, &ids(20), 0);
+    for (without, with) in without.iter().zip(&with) {
+        let largest = without.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        let worst = without.iter().zip(with).fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
+        assert!(worst <= 1e-5 * largest, "{worst:e} of {largest:e}");
+    }
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+    let together = pool.install(|| stepwise(3, &model, &pass, &ids(20), 0));
+    assert!(with.iter().zip(&together).all(|(a, b)| bits(a) == bits(b)));
 }
 
 #[test]

@@ -20,13 +20,24 @@ const AT_ONCE: usize = 64;
 /// Vectors that a lookup gives.
 const VECTORS: usize = CODES / 8;
 
+/// Where the values of a piece come from, in the order of lookups.
+static PLACES: [u8; PIECE] = {
+    let mut places = [0; PIECE];
+    let mut place = 0;
+    while place < PIECE {
+        let (nibble, vector, lane) = (place / CODES, place / 8 % VECTORS, place % 8);
+        let byte = lane / 4 * 16 + vector / 2 * 8 + lane % 4 * 2 + vector % 2;
+        places[place] = (2 * byte + nibble) as u8;
+        place += 1;
+    }
+    places
+};
+
 /// Brings each 64 values to the order of lookups.
 fn order(from: &[f32], to: &mut [f32]) {
-    for (from, to) in from.chunks_exact(PIECE).zip(to.chunks_exact_mut(PIECE)) {
-        for (place, to) in to.iter_mut().enumerate() {
-            let (nibble, vector, lane) = (place / CODES, place / 8 % VECTORS, place % 8);
-            let byte = lane / 4 * 16 + vector / 2 * 8 + lane % 4 * 2 + vector % 2;
-            *to = from[2 * byte + nibble];
+    for (from, to) in from.as_chunks::<PIECE>().0.iter().zip(to.as_chunks_mut::<PIECE>().0) {
+        for (to, &place) in to.iter_mut().zip(&PLACES) {
+            *to = from[usize::from(place)];
         }
     }
 }

@@ -9,8 +9,10 @@ use super::gemv_half;
 use super::gemv_nf4::{Fused, Input};
 use super::kernel::{Dot, Kernels};
 use super::pack_dense::Source;
+use super::row_tables::RowTables;
 use super::WeightRef;
 use crate::device::{cpu_path, Compute, CpuPath};
+use crate::quant::Nf4Matrix;
 use std::ops::Range;
 
 /// A weight to be multiplied with single rows of x.
@@ -19,6 +21,7 @@ pub struct RowProduct<'a> {
     source: Source<'a>,
     kernels: &'static Kernels,
     fused: Option<Fused<'a>>,
+    tables: Option<(&'a Nf4Matrix, &'a RowTables)>,
 }
 
 /// A row of x in the order and format that weights want it in: `[0]` plain, `[1]` for NF4 codes. Empty until wanted.
@@ -68,7 +71,16 @@ impl<'a> RowProduct<'a> {
             WeightRef::Nf4(matrix) => Fused::new(&source, kernels.codes_alone.or(kernels.codes), matrix, 1),
             _ => None,
         };
-        RowProduct { source, kernels, fused }
+        RowProduct { source, kernels, fused, tables: None }
+    }
+
+    /// The same with the tables of its weight, if there are some.
+    pub fn reading(self, tables: Option<&'a RowTables>) -> RowProduct<'a> {
+        let tables = match self.source.weight {
+            WeightRef::Nf4(matrix) if self.source.compute == Compute::F32 => tables.map(|tables| (matrix, tables)),
+            _ => None,
+        };
+        RowProduct { tables, ..self }
     }
 
     /// N.
@@ -98,6 +110,10 @@ impl<'a> RowProduct<'a> {
         let mut each = |first: usize, _: Range<usize>, sums: &[[f32; super::kernel::MOST_ROWS]]| {
             (first..).zip(sums).for_each(|(row, sums)| put(row, sums[0]));
         };
+        if let Some((matrix, tables)) = self.tables {
+            // SAFETY: x is as the kernel of this path for codes wants it.
+            return unsafe { tables.sums(matrix, words.as_ptr(), rows, put) };
+        }
         match &self.fused {
             // SAFETY: made for this weight and one row of x, which is there as it is wanted.
             Some(fused) => unsafe { fused.sums(rows, dot, &mut each) },

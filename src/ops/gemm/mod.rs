@@ -59,6 +59,7 @@ mod portable;
 mod precise;
 #[cfg(test)]
 mod reference;
+mod row_tables;
 mod scratch;
 #[cfg(test)]
 mod tests;
@@ -74,6 +75,7 @@ pub use gemv_row::{RowInput, RowProduct};
 use kernel::Kernels;
 use operand::Left;
 use pack_dense::Source;
+pub use row_tables::RowTables;
 
 /// Products of such words on tile registers, for others than the driver.
 #[cfg(target_arch = "x86_64")]
