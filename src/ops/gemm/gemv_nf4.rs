@@ -79,6 +79,8 @@ pub(super) struct Fused<'a> {
     functions: &'static Functions,
     rounding: Rounding,
     groups: Cuts,
+    /// The scale of each piece, if they are kept.
+    kept: Option<&'a [f32]>,
 }
 
 impl<'a> Fused<'a> {
@@ -92,7 +94,13 @@ impl<'a> Fused<'a> {
         let whole = matrix.cols.is_multiple_of(PIECE) && matrix.block >= PIECE;
         let functions = functions.filter(|_| whole)?;
         let rounding = Rounding { dtype: matrix.dtype, narrow: source.compute == Compute::Bf16 };
-        Some(Fused { matrix, scales: ScaleReader::new(matrix), functions, rounding, groups: groups(count) })
+        Some(Fused { matrix, scales: ScaleReader::new(matrix), functions, rounding, groups: groups(count), kept: None })
+    }
+
+    /// The same with the scale of each piece.
+    pub fn with(self, kept: &'a [f32]) -> Fused<'a> {
+        assert!(kept.len() == self.matrix.len() / PIECE);
+        Fused { kept: Some(kept), ..self }
     }
 
     /// What x must have become.
@@ -118,8 +126,14 @@ impl<'a> Fused<'a> {
         for first in rows.clone().step_by(batch) {
             let count = batch.min(rows.end - first);
             let (start, end) = (first * cols, (first + count) * cols);
-            let scales = &mut scales[..count * pieces];
-            self.scales.fill(start, PIECE, self.matrix.block, scales);
+            let scales = match self.kept {
+                Some(kept) => &kept[first * pieces..(first + count) * pieces],
+                None => {
+                    let scales = &mut scales[..count * pieces];
+                    self.scales.fill(start, PIECE, self.matrix.block, scales);
+                    &*scales
+                }
+            };
             let codes = &self.matrix.codes[start / 2..end / 2];
             for group in 0..self.groups.count {
                 let inputs = self.groups.get(group);

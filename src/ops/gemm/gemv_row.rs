@@ -74,13 +74,14 @@ impl<'a> RowProduct<'a> {
         RowProduct { source, kernels, fused, tables: None }
     }
 
-    /// The same with the tables of its weight, if there are some.
+    /// The same with what is kept of the scales of its weight, if there is something.
     pub fn reading(self, tables: Option<&'a RowTables>) -> RowProduct<'a> {
-        let tables = match self.source.weight {
-            WeightRef::Nf4(matrix) if self.source.compute == Compute::F32 => tables.map(|tables| (matrix, tables)),
-            _ => None,
-        };
-        RowProduct { tables, ..self }
+        let (Some(tables), WeightRef::Nf4(matrix)) = (tables, self.source.weight) else { return self };
+        match tables.scales() {
+            Some(scales) => RowProduct { fused: self.fused.map(|fused| fused.with(scales)), ..self },
+            None if self.source.compute == Compute::F32 => RowProduct { tables: Some((matrix, tables)), ..self },
+            None => self,
+        }
     }
 
     /// N.

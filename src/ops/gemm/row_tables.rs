@@ -19,16 +19,26 @@ use crate::device::{cpu_path, Compute, CpuPath};
 use crate::quant::nf4::NF4_CODE;
 use crate::quant::Nf4Matrix;
 #[cfg(target_arch = "x86_64")]
+use crate::quant::{Scales, SourceDtype};
+#[cfg(target_arch = "x86_64")]
 use rayon::prelude::*;
 use std::ops::Range;
 #[cfg(target_arch = "x86_64")]
 use std::sync::LazyLock;
 
-/// Which table each 64 values of a weight have, and their factors.
-pub struct RowTables(#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "never made there"))] Vec<u32>);
+/// What a model that generates keeps of the scales of a weight: which table each 64 values have, and their factors; or, where
+/// there are no tables, scales that were decoded.
+pub struct RowTables(Kept);
+
+enum Kept {
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "never made there"))]
+    Words(Vec<u32>),
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "never made there"))]
+    Scales(Vec<f32>),
+}
 
 impl RowTables {
-    /// For products of single rows of x with this weight; None where they are not computed so.
+    /// For products of single rows of x with this weight; None where nothing is kept for them.
     pub fn new(weight: WeightRef<'_>, compute: Compute) -> Option<RowTables> {
         RowTables::on(cpu_path(), weight, compute)
     }
@@ -36,17 +46,23 @@ impl RowTables {
     /// [`RowTables::new`] on one kernel path.
     pub(super) fn on(path: CpuPath, weight: WeightRef<'_>, compute: Compute) -> Option<RowTables> {
         match weight {
-            WeightRef::Nf4(matrix) if path == CpuPath::Avx2 && compute == Compute::F32 => {
-                words_of(matrix).map(RowTables)
-            }
+            WeightRef::Nf4(matrix) if path == CpuPath::Avx2 => kept_of(matrix, compute).map(RowTables),
             _ => None,
+        }
+    }
+
+    /// The scale of each 64 values, if that is what there is.
+    pub(super) fn scales(&self) -> Option<&[f32]> {
+        match &self.0 {
+            Kept::Scales(scales) => Some(scales),
+            Kept::Words(_) => None,
         }
     }
 
     /// Hands `put` each row of a range with its sum.
     ///
     /// # Safety
-    /// The tables were made for this matrix, and x lies as [`super::gemv_nf4_avx2`] wants it.
+    /// The words were made for this matrix, and x lies as [`super::gemv_nf4_avx2`] wants it.
     pub(super) unsafe fn sums(
         &self,
         matrix: &Nf4Matrix,
@@ -55,13 +71,13 @@ impl RowTables {
         put: &mut dyn FnMut(usize, f32),
     ) {
         #[cfg(target_arch = "x86_64")]
-        {
+        if let Kept::Words(words) = &self.0 {
             let pieces = matrix.cols / PIECE;
             let mut sums = [0.0; 16];
             for first in rows.clone().step_by(sums.len()) {
                 let sums = &mut sums[..(rows.end - first).min(16)];
                 let count = sums.len();
-                let words = &self.0[first * pieces..(first + count) * pieces];
+                let words = &words[first * pieces..(first + count) * pieces];
                 let codes = &matrix.codes[first * pieces * PIECE / 2..(first + count) * pieces * PIECE / 2];
                 // SAFETY: there are tables on a path with AVX2 alone; words and codes are those of as many rows as sums, and
                 // the caller vouches for x.
@@ -152,27 +168,42 @@ impl Tables {
     }
 }
 
-/// The words of all pieces of a matrix.
+/// What is kept of a matrix.
 #[cfg(target_arch = "x86_64")]
-fn words_of(matrix: &Nf4Matrix) -> Option<Vec<u32>> {
-    const AT_ONCE: usize = 4096;
-    if matrix.dtype != crate::quant::SourceDtype::Bf16 || !matrix.cols.is_multiple_of(PIECE) || matrix.block < PIECE {
+fn kept_of(matrix: &Nf4Matrix, compute: Compute) -> Option<Kept> {
+    if !matrix.cols.is_multiple_of(PIECE) || matrix.block < PIECE {
         return None;
     }
     WeightRef::Nf4(matrix).check();
+    let words = match compute {
+        Compute::F32 if matrix.dtype == SourceDtype::Bf16 => {
+            of_pieces(matrix, |scale| TABLES.word(scale)).map(Kept::Words)
+        }
+        _ => None,
+    };
+    words.or_else(|| match matrix.scales {
+        Scales::Double { .. } => of_pieces(matrix, Some).map(Kept::Scales),
+        Scales::Plain(_) => None,
+    })
+}
+
+/// What becomes of the scale of each 64 values; None if it is that for one of them.
+#[cfg(target_arch = "x86_64")]
+fn of_pieces<T: Copy + Default + Send>(matrix: &Nf4Matrix, make: impl Fn(f32) -> Option<T> + Sync) -> Option<Vec<T>> {
+    const AT_ONCE: usize = 4096;
     let reader = ScaleReader::new(matrix);
-    let mut words = vec![0; matrix.len() / PIECE];
-    let all = words.par_chunks_mut(AT_ONCE).enumerate().map(|(chunk, words)| {
+    let mut all = vec![T::default(); matrix.len() / PIECE];
+    let chunks = all.par_chunks_mut(AT_ONCE).enumerate().map(|(chunk, made)| {
         let mut scales = [0.0; AT_ONCE];
-        let scales = &mut scales[..words.len()];
+        let scales = &mut scales[..made.len()];
         reader.fill(chunk * AT_ONCE * PIECE, PIECE, matrix.block, scales);
-        words.iter_mut().zip(scales).all(|(word, scale)| TABLES.word(*scale).map(|found| *word = found).is_some())
+        made.iter_mut().zip(scales).all(|(to, scale)| make(*scale).map(|made| *to = made).is_some())
     });
-    all.reduce(|| true, |all, others| all && others).then_some(words)
+    chunks.reduce(|| true, |one, other| one && other).then_some(all)
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn words_of(_: &Nf4Matrix) -> Option<Vec<u32>> {
+fn kept_of(_: &Nf4Matrix, _: Compute) -> Option<Kept> {
     None
 }
 
@@ -246,7 +277,7 @@ mod tests {
     use super::*;
     use crate::ops::gemm::{RowInput, RowProduct};
     use crate::ops::Bytes;
-    use crate::quant::{Scales, SourceDtype};
+    use crate::quant::double::double_quantize;
 
     fn matrix(scales: &[f32], cols: usize) -> Nf4Matrix {
         let values = scales.len() * PIECE;
@@ -258,8 +289,8 @@ mod tests {
         Nf4Matrix { rows: values / cols, cols, block: PIECE, codes, scales, dtype: SourceDtype::Bf16 }
     }
 
-    fn sums(matrix: &Nf4Matrix, tables: Option<&RowTables>, x: &[f32]) -> Vec<f32> {
-        let product = RowProduct::on(CpuPath::Avx2, WeightRef::Nf4(matrix), Compute::F32).reading(tables);
+    fn sums(matrix: &Nf4Matrix, tables: Option<&RowTables>, compute: Compute, x: &[f32]) -> Vec<f32> {
+        let product = RowProduct::on(CpuPath::Avx2, WeightRef::Nf4(matrix), compute).reading(tables);
         let mut input = RowInput::default();
         input.load(x, [product].into_iter());
         let mut sums = vec![f32::NAN; matrix.rows];
@@ -296,7 +327,7 @@ mod tests {
         let tables = RowTables::on(CpuPath::Avx2, WeightRef::Nf4(&matrix), Compute::F32).expect("tables");
         for col in 0..192 {
             let x: Vec<f32> = (0..192).map(|at| f32::from(u8::from(at == col))).collect();
-            let found = sums(&matrix, Some(&tables), &x);
+            let found = sums(&matrix, Some(&tables), Compute::F32, &x);
             for (row, found) in found.into_iter().enumerate() {
                 // An equal comparison: the sign of a zero is that of the sum.
                 assert_eq!(found, matrix.value(row * 192 + col), "row {row}, column {col}");
@@ -313,17 +344,20 @@ mod tests {
         let matrix = matrix(&scales, 576);
         let tables = RowTables::on(CpuPath::Avx2, WeightRef::Nf4(&matrix), Compute::F32).expect("tables");
         let x: Vec<f32> = (0..576).map(|i| ((i * 29) % 64) as f32 / 32.0 - 1.0).collect();
-        for (with, without) in sums(&matrix, Some(&tables), &x).iter().zip(sums(&matrix, None, &x)) {
+        for (with, without) in
+            sums(&matrix, Some(&tables), Compute::F32, &x).iter().zip(sums(&matrix, None, Compute::F32, &x))
+        {
             assert!((with - without).abs() <= 1e-5, "{with} and {without}");
         }
         let mut bad = x;
         bad[70] = f32::INFINITY;
-        assert!(sums(&matrix, Some(&tables), &bad).iter().all(|sum| !sum.is_finite()));
+        assert!(sums(&matrix, Some(&tables), Compute::F32, &bad).iter().all(|sum| !sum.is_finite()));
     }
 
     #[test]
     fn there_are_no_tables_where_rounding_is_another() {
         let on = |matrix: &Nf4Matrix, compute| RowTables::on(CpuPath::Avx2, WeightRef::Nf4(matrix), compute).is_some();
+        // Scales are kept where they would have to be decoded.
         let fits = matrix(&[1.0; 6], 192);
         assert!(on(&fits, Compute::F32) && !on(&fits, Compute::Bf16));
         assert!(RowTables::on(CpuPath::Portable, WeightRef::Nf4(&fits), Compute::F32).is_none());
@@ -331,6 +365,23 @@ mod tests {
         assert!(!on(&Nf4Matrix { rows: 12, cols: 32, ..fits }, Compute::F32));
         for bad in [1e-37, 3e38, f32::INFINITY, f32::NAN] {
             assert!(!on(&matrix(&[1.0, bad, 1.0], 192), Compute::F32), "{bad}");
+        }
+    }
+
+    #[test]
+    fn scales_that_are_kept_change_no_bit() {
+        if !CpuPath::available().contains(&CpuPath::Avx2) {
+            return;
+        }
+        let scales: Vec<f32> = (0..9 * 35).map(|i| 0.02 + 0.001 * ((i * 37) % 101) as f32).collect();
+        let double = Nf4Matrix { scales: double_quantize(&scales), ..matrix(&scales, 576) };
+        let x: Vec<f32> = (0..576).map(|i| ((i * 29) % 64) as f32 / 32.0 - 1.0).collect();
+        for (dtype, compute) in [(SourceDtype::F32, Compute::F32), (SourceDtype::Bf16, Compute::Bf16)] {
+            let double = Nf4Matrix { dtype, ..double.clone() };
+            let tables = RowTables::on(CpuPath::Avx2, WeightRef::Nf4(&double), compute).expect("scales");
+            assert!(tables.scales().is_some());
+            let with = sums(&double, Some(&tables), compute, &x);
+            assert!(with.iter().zip(sums(&double, None, compute, &x)).all(|(a, b)| a.to_bits() == b.to_bits()));
         }
     }
 }
