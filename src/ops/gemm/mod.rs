@@ -60,6 +60,8 @@ mod precise;
 #[cfg(test)]
 mod reference;
 mod row_tables;
+#[cfg(target_arch = "x86_64")]
+mod row_tables_avx2;
 mod scratch;
 #[cfg(test)]
 mod tests;
