@@ -87,6 +87,32 @@ pub(super) struct Left<'a> {
 }
 
 impl<'a> Left<'a> {
+    /// Matrices of as many rows side by side, each filled up with zeros to whole pieces.
+    pub fn of(parts: &[MatRef<'_>], threads: usize, memory: &'a mut Option<Scratch>) -> Left<'a> {
+        let rows = parts[0].rows;
+        let pieces: usize = parts.iter().map(|part| part.cols.div_ceil(PIECE)).sum();
+        let stride = odd_stride(pieces * WORDS);
+        let count = rows * (stride + pieces);
+        let (words, units) = memory.insert(Scratch::take(count)).words()[..count].split_at_mut(rows * stride);
+        let (to, unit) = (Target(words.as_mut_ptr()), Target(units.as_mut_ptr()));
+        for_each(threads, rows, |row| {
+            let values = parts.iter().flat_map(|part| part.row(row).chunks(PIECE));
+            for (piece, values) in values.enumerate() {
+                let mut padded = [0.0; PIECE];
+                let whole = <&[f32; PIECE]>::try_from(values).unwrap_or_else(|_| {
+                    padded[..values.len()].copy_from_slice(values);
+                    &padded
+                });
+                // SAFETY: row < rows, and each row belongs to one job, as does this piece of it; the path has AVX2.
+                unsafe {
+                    let step = to_integers(whole, to.get().add(row * stride + piece * WORDS).cast());
+                    unit.get().add(row * pieces + piece).write(step);
+                }
+            }
+        });
+        Left { words, stride, units, unit_stride: pieces, pieces }
+    }
+
     /// Some of the pieces.
     pub fn pieces_from(&self, first: usize, pieces: usize) -> Left<'a> {
         Left { words: &self.words[first * WORDS..], units: &self.units[first..], pieces, ..*self }
@@ -95,24 +121,11 @@ impl<'a> Left<'a> {
 
 /// Computes each y. The path has AVX2, and [`applies`] is true of all weights; shapes were checked.
 pub(super) fn matmul_nt(x: MatRef<'_>, matrices: &[&Nf4Matrix], ys: Vec<MatMut<'_>>) {
-    let (rows, pieces) = (x.rows, x.cols / PIECE);
+    let rows = x.rows;
     assert!(matrices.len() == ys.len());
     let threads = threads_for(rows * x.cols * matrices.iter().map(|matrix| matrix.rows).sum::<usize>());
-    let stride = odd_stride(x.cols / 2);
-    let mut memory = Scratch::take(rows * (stride + pieces));
-    let (words, units) = memory.words()[..rows * (stride + pieces)].split_at_mut(rows * stride);
-    let (to, unit) = (Target(words.as_mut_ptr()), Target(units.as_mut_ptr()));
-    for_each(threads, rows, |row| {
-        // SAFETY: row < rows, and each row belongs to one job; the path has AVX2.
-        unsafe {
-            let units = std::slice::from_raw_parts_mut(unit.get().add(row * pieces), pieces);
-            let x = x.row(row).as_chunks().0;
-            for ((piece, x), unit) in x.iter().enumerate().zip(units) {
-                *unit = to_integers(x, to.get().add(row * stride + piece * WORDS).cast());
-            }
-        }
-    });
-    let left = Left { words, stride, units, unit_stride: pieces, pieces };
+    let mut memory = None;
+    let left = Left::of(&[x], threads, &mut memory);
     let mut jobs = Vec::new();
     for (matrix, y) in matrices.iter().zip(ys) {
         let (target, stride) = (Target(y.data.as_mut_ptr()), y.stride);
@@ -196,7 +209,7 @@ fn pack(matrix: &Nf4Matrix, columns: Range<usize>, words: &mut [f32], scales: &m
 /// # Safety
 /// As many integers are writable; AVX2 is available.
 #[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn to_integers(x: &[f32; PIECE], to: *mut __m256i) -> f32 {
+unsafe fn to_integers(x: &[f32; PIECE], to: *mut __m256i) -> f32 {
     let (factor, step) = scale(largest_bits(x), LARGEST_OF_X);
     let factor = _mm256_set1_ps(factor);
     for (i, sixteen) in x.as_chunks::<16>().0.iter().enumerate() {

@@ -15,7 +15,7 @@
 
 use super::coarse::largest_bits;
 use super::driver::{for_each, threads_for};
-use super::fixed_avx2::{rounded, tile_of, to_integers, Left};
+use super::fixed_avx2::{rounded, tile_of, Left};
 use super::fixed_avx2::{COLUMNS, LARGEST_CODE, PIECE, ROWS, WORDS};
 use super::operand::Target;
 use super::pack_dense::{fetch_to_write, Source};
@@ -24,7 +24,7 @@ use super::plan::Cuts;
 use super::scratch::Scratch;
 use super::WeightRef;
 use crate::device::{Compute, CpuPath};
-use crate::ops::matrix::{odd_stride, MatMut, MatRef};
+use crate::ops::matrix::{MatMut, MatRef};
 use crate::quant::nf4::NF4_CODE;
 use crate::quant::Nf4Matrix;
 use std::arch::x86_64::*;
@@ -67,27 +67,9 @@ static CODES: [f32; 16] = {
 pub(super) fn matmul_nn(terms: &[(MatRef<'_>, &Nf4Matrix)], dx: MatMut<'_>, accumulate: bool) {
     let depth: usize = terms.iter().map(|(dy, _)| dy.cols).sum();
     let threads = threads_for(dx.rows * depth * dx.cols);
-    let pieces: usize = terms.iter().map(|(dy, _)| dy.cols.div_ceil(PIECE)).sum();
-    let stride = odd_stride(pieces * WORDS);
-    let mut memory = Scratch::take(dx.rows * (stride + pieces));
-    let (words, units) = memory.words()[..dx.rows * (stride + pieces)].split_at_mut(dx.rows * stride);
-    let (to, unit) = (Target(words.as_mut_ptr()), Target(units.as_mut_ptr()));
-    for_each(threads, dx.rows, |row| {
-        let values = terms.iter().flat_map(|(dy, _)| dy.row(row).chunks(PIECE));
-        for (piece, values) in values.enumerate() {
-            let mut padded = [0.0; PIECE];
-            let whole = <&[f32; PIECE]>::try_from(values).unwrap_or_else(|_| {
-                padded[..values.len()].copy_from_slice(values);
-                &padded
-            });
-            // SAFETY: this piece of this row, which is one job's; the path has AVX2.
-            unsafe {
-                let step = to_integers(whole, to.get().add(row * stride + piece * WORDS).cast());
-                unit.get().add(row * pieces + piece).write(step);
-            }
-        }
-    });
-    let left = Left { words, stride, units, unit_stride: pieces, pieces };
+    let mut memory = None;
+    let dys: Vec<MatRef<'_>> = terms.iter().map(|&(dy, _)| dy).collect();
+    let left = Left::of(&dys, threads, &mut memory);
     let mut next = 0;
     let terms = terms.iter().map(|&(dy, matrix)| {
         let first_piece = next;

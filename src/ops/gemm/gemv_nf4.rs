@@ -16,6 +16,11 @@ use std::ops::Range;
 /// Values of a piece; every one lies in one block.
 pub(super) const PIECE: usize = 64;
 
+/// Whether rows are whole pieces, each in one block.
+pub(super) fn has_whole_pieces(matrix: &Nf4Matrix) -> bool {
+    matrix.cols.is_multiple_of(PIECE) && matrix.block >= PIECE
+}
+
 /// Scales decoded at a time.
 const SCALES: usize = 512;
 
@@ -91,8 +96,7 @@ impl<'a> Fused<'a> {
         matrix: &'a Nf4Matrix,
         count: usize,
     ) -> Option<Fused<'a>> {
-        let whole = matrix.cols.is_multiple_of(PIECE) && matrix.block >= PIECE;
-        let functions = functions.filter(|_| whole)?;
+        let functions = functions.filter(|_| has_whole_pieces(matrix))?;
         let rounding = Rounding { dtype: matrix.dtype, narrow: source.compute == Compute::Bf16 };
         Some(Fused { matrix, scales: ScaleReader::new(matrix), functions, rounding, groups: groups(count), kept: None })
     }

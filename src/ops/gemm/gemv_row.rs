@@ -79,7 +79,10 @@ impl<'a> RowProduct<'a> {
         let (Some(tables), WeightRef::Nf4(matrix)) = (tables, self.source.weight) else { return self };
         match tables.scales() {
             Some(scales) => RowProduct { fused: self.fused.map(|fused| fused.with(scales)), ..self },
-            None if self.source.compute == Compute::F32 => RowProduct { tables: Some((matrix, tables)), ..self },
+            // Words are for the kernels of this path, which want x as those for codes do.
+            None if self.source.compute == Compute::F32 && self.source.path == CpuPath::Avx2 => {
+                RowProduct { tables: Some((matrix, tables)), ..self }
+            }
             None => self,
         }
     }

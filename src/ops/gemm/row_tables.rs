@@ -3,7 +3,7 @@
 //!
 //! Invariant: the values of a weight stay what they are.
 
-use super::gemv_nf4::PIECE;
+use super::gemv_nf4::{has_whole_pieces, PIECE};
 use super::pack_nf4::ScaleReader;
 #[cfg(target_arch = "x86_64")]
 use super::row_tables_avx2::{self, TABLES};
@@ -84,7 +84,7 @@ impl RowTables {
 }
 
 fn kept_of(matrix: &Nf4Matrix, compute: Compute) -> Option<Kept> {
-    if !matrix.cols.is_multiple_of(PIECE) || matrix.block < PIECE {
+    if !has_whole_pieces(matrix) {
         return None;
     }
     #[cfg(target_arch = "x86_64")]
