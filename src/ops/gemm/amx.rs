@@ -308,7 +308,6 @@ unsafe fn rows_of_panels(tiles: &[Tile], rows: usize, columns: usize) {
     for tiles in tiles.chunk_by(|one, next| as_they_are(one) && as_they_are(next)) {
         let mut products = [Words::NOTHING; MOST_TERMS];
         for (words, tile) in products.iter_mut().zip(tiles) {
-            debug_assert!(tile.a_depth == 1);
             let Tile { a, a_row, b, b_depth, depth, .. } = *tile;
             *words = Words { a, a_row: SIDE, a_step: SIDE * SIDE, a_rows: SIDE * a_row, b, b_depth, depth };
         }

@@ -358,7 +358,6 @@ impl Job<'_> {
                         depth: kernels.words_of(piece.depth.len()),
                         a: one.left.at(kernels, first, piece.depth.start / kernels.per_word()),
                         a_row: one.left.stride,
-                        a_depth: 1,
                         b: start,
                         b_depth: stride,
                         c,

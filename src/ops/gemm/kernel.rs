@@ -58,12 +58,10 @@ pub(super) trait Lanes: Copy {
 pub(super) struct Tile {
     /// Words along the reduction.
     pub depth: usize,
-    /// First word of A.
+    /// First word of A, whose rows are one word after the other.
     pub a: *const f32,
     /// From one row of A to the next.
     pub a_row: usize,
-    /// From one depth of A to the next.
-    pub a_depth: usize,
     /// First word of the panel: V·width words are read at each depth.
     pub b: *const f32,
     /// From one depth of the panel to the next.
@@ -86,7 +84,6 @@ impl Tile {
         depth: 0,
         a: std::ptr::null(),
         a_row: 0,
-        a_depth: 0,
         b: std::ptr::null(),
         b_depth: 0,
         c: std::ptr::null_mut(),
@@ -140,33 +137,81 @@ pub(super) unsafe fn tile<L: Lanes, const R: usize, const V: usize>(args: &Tile)
     // SAFETY: the caller vouches for R rows, V vectors and `depth` steps behind the pointers.
     unsafe {
         let mut sums = [[L::zero(); V]; R];
-        let mut b = args.b;
         // Rows are reached from every third one: base, base + row and base + 2 row are addressing modes. The black box
         // keeps the compiler from deriving the bases from one another, one addition after the other at each depth.
         let mut bases = [args.a; 4];
         for (i, base) in bases.iter_mut().enumerate().take(R.div_ceil(3)) {
             *base = std::hint::black_box(args.a.wrapping_add(3 * i * args.a_row));
         }
-        for _ in 0..args.depth {
-            let mut panel = [L::zero(); V];
-            for (v, vector) in panel.iter_mut().enumerate() {
-                *vector = L::load(b.add(v * L::WIDTH));
-            }
-            for (r, row) in sums.iter_mut().enumerate() {
-                let factor = L::splat(bases[r / 3].add(r % 3 * args.a_row));
-                for (sum, &vector) in row.iter_mut().zip(&panel) {
-                    *sum = L::multiply_add(factor, vector, *sum);
-                }
-            }
-            for base in bases.iter_mut().take(R.div_ceil(3)) {
-                *base = base.wrapping_add(args.a_depth);
-            }
-            b = b.add(args.b_depth);
+        // The distances of a panel that was packed for this width are constants, which cost no instruction.
+        if args.b_depth == V * L::WIDTH {
+            steps::<L, R, V>(args, bases, V * L::WIDTH, &mut sums);
+        } else {
+            steps::<L, R, V>(args, bases, args.b_depth, &mut sums);
         }
         for (r, row) in sums.iter().enumerate() {
             for (v, &sum) in row.iter().enumerate() {
                 let count = if v + 1 == V { args.last } else { L::WIDTH };
                 L::put(args.c.add(r * args.c_row + v * L::WIDTH), count, sum, args.alpha, args.accumulate);
+            }
+        }
+    }
+}
+
+/// Steps along the reduction between two jumps: where another program runs on the other half of a core, what limits a tile
+/// is the number of its instructions.
+const STEPS: usize = 4;
+
+/// Adds up all steps.
+///
+/// # Safety
+/// As [`TileFn`]; row r starts `r % 3` rows behind base `r / 3`.
+#[inline(always)]
+unsafe fn steps<L: Lanes, const R: usize, const V: usize>(
+    args: &Tile,
+    mut bases: [*const f32; 4],
+    b_depth: usize,
+    sums: &mut [[L::Vector; V]; R],
+) {
+    let mut b = args.b;
+    // SAFETY: R rows, V vectors and `depth` steps are behind the pointers by contract.
+    unsafe {
+        for _ in 0..args.depth / STEPS {
+            for i in 0..STEPS {
+                step::<L, R, V>((&bases, args.a_row), i, b.add(i * b_depth), sums);
+            }
+            for base in bases.iter_mut().take(R.div_ceil(3)) {
+                *base = base.wrapping_add(STEPS);
+            }
+            b = b.add(STEPS * b_depth);
+        }
+        for i in 0..args.depth % STEPS {
+            step::<L, R, V>((&bases, args.a_row), i, b.add(i * b_depth), sums);
+        }
+    }
+}
+
+/// Adds one step.
+///
+/// # Safety
+/// As [`steps`], and that step of the rows exists.
+#[inline(always)]
+unsafe fn step<L: Lanes, const R: usize, const V: usize>(
+    (bases, a_row): (&[*const f32; 4], usize),
+    at: usize,
+    b: *const f32,
+    sums: &mut [[L::Vector; V]; R],
+) {
+    // SAFETY: by contract.
+    unsafe {
+        let mut panel = [L::zero(); V];
+        for (v, vector) in panel.iter_mut().enumerate() {
+            *vector = L::load(b.add(v * L::WIDTH));
+        }
+        for (r, row) in sums.iter_mut().enumerate() {
+            let factor = L::splat(bases[r / 3].add(r % 3 * a_row + at));
+            for (sum, &vector) in row.iter_mut().zip(&panel) {
+                *sum = L::multiply_add(factor, vector, *sum);
             }
         }
     }
