@@ -8,6 +8,23 @@ use crate::device::{cpu_path, Compute, CpuPath};
 use crate::ops::matrix::{MatMut, MatRef};
 use crate::quant::Nf4Matrix;
 
+/// What an adapter adds to such a product, in f32: `u [T,R]` times its second factor.
+#[derive(Clone, Copy)]
+pub(crate) struct LowRank<'a> {
+    /// `u [T,R]`.
+    pub hidden: MatRef<'a>,
+    /// Forward `b [N,R]`, of which the transpose is meant; backward `a [R,K]`.
+    pub factor: MatRef<'a>,
+}
+
+impl LowRank<'_> {
+    fn check(&self, rows: usize) {
+        assert!(self.hidden.rows == rows);
+        WeightRef::F32(self.hidden).check();
+        WeightRef::F32(self.factor).check();
+    }
+}
+
 /// Weights that are multiplied so.
 pub(crate) struct FixedPoint<'w>(Vec<&'w Nf4Matrix>);
 
@@ -36,20 +53,28 @@ impl<'w> FixedPoint<'w> {
         (all && !matrices.is_empty()).then_some(FixedPoint(matrices))
     }
 
-    /// `y[T,N] = x[T,K] · w[N,K]ᵀ` with each of the weights.
-    pub fn forward(&self, x: MatRef<'_>, ys: Vec<MatMut<'_>>) {
-        assert!(ys.len() == self.0.len());
-        for (matrix, y) in self.0.iter().zip(&ys) {
+    /// `y[T,N] = x[T,K] · w[N,K]ᵀ` with each of the weights, plus `u · bᵀ` where there is an adapter.
+    pub fn forward(&self, x: MatRef<'_>, outputs: Vec<(MatMut<'_>, Option<LowRank<'_>>)>) {
+        assert!(outputs.len() == self.0.len());
+        for (matrix, (y, low)) in self.0.iter().zip(&outputs) {
             assert!(x.cols == matrix.cols && y.rows == x.rows && y.cols == matrix.rows);
             super::check(x, y);
+            if let Some(low) = low {
+                low.check(x.rows);
+                assert!(low.factor.rows == y.cols && low.factor.cols == low.hidden.cols);
+            }
         }
         #[cfg(target_arch = "x86_64")]
-        fixed_avx2::matmul_nt(x, &self.0, ys);
+        fixed_avx2::matmul_nt(x, &self.0, outputs);
     }
 
-    /// `dx[T,K] (+)= Σ dy[T,N] · w[N,K]` over the weights.
-    pub fn backward(&self, dys: &[MatRef<'_>], dx: MatMut<'_>, accumulate: bool) {
+    /// `dx[T,K] (+)= Σ dy[T,N] · w[N,K]` over the weights, plus `Σ u · a` over the adapters.
+    pub fn backward(&self, dys: &[MatRef<'_>], lows: &[LowRank<'_>], dx: MatMut<'_>, accumulate: bool) {
         assert!(dys.len() == self.0.len());
+        for low in lows {
+            low.check(dx.rows);
+            assert!(low.factor.rows == low.hidden.cols && low.factor.cols == dx.cols);
+        }
         for (matrix, dy) in self.0.iter().zip(dys) {
             assert!(dy.cols == matrix.rows && dx.rows == dy.rows && dx.cols == matrix.cols);
             super::check(*dy, &dx);
@@ -57,7 +82,7 @@ impl<'w> FixedPoint<'w> {
         #[cfg(target_arch = "x86_64")]
         {
             let terms: Vec<_> = dys.iter().copied().zip(self.0.iter().copied()).collect();
-            fixed_avx2_nn::matmul_nn(&terms, dx, accumulate);
+            fixed_avx2_nn::matmul_nn(&terms, lows, dx, accumulate);
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = accumulate;

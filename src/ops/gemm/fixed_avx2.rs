@@ -19,6 +19,8 @@
 use super::avx2::Avx2;
 use super::coarse::{largest_bits, scale};
 use super::driver::{for_each, threads_for};
+use super::fixed::LowRank;
+use super::fixed_avx2_low;
 use super::kernel::Lanes;
 use super::operand::Target;
 use super::pack_dense::fetch_to_write;
@@ -121,19 +123,20 @@ impl<'a> Left<'a> {
 }
 
 /// Computes each y. The path has AVX2, and [`applies`] is true of all weights; shapes were checked.
-pub(super) fn matmul_nt(x: MatRef<'_>, matrices: &[&Nf4Matrix], ys: Vec<MatMut<'_>>) {
+pub(super) fn matmul_nt(x: MatRef<'_>, matrices: &[&Nf4Matrix], outputs: Vec<(MatMut<'_>, Option<LowRank<'_>>)>) {
     let rows = x.rows;
-    assert!(matrices.len() == ys.len());
+    assert!(matrices.len() == outputs.len());
     let threads = threads_for(rows * x.cols * matrices.iter().map(|matrix| matrix.rows).sum::<usize>());
     let mut memory = None;
     let left = Left::of(&[x], threads, &mut memory);
     let mut jobs = Vec::new();
-    for (matrix, y) in matrices.iter().zip(ys) {
+    for (matrix, (y, low)) in matrices.iter().zip(outputs) {
         let (target, stride) = (Target(y.data.as_mut_ptr()), y.stride);
         let firsts = (0..matrix.rows).step_by(COLUMNS);
         jobs.extend(firsts.map(|first| Job {
             left: &left,
             matrix,
+            low,
             columns: first..matrix.rows.min(first + COLUMNS),
             target,
             stride,
@@ -150,6 +153,7 @@ pub(super) fn matmul_nt(x: MatRef<'_>, matrices: &[&Nf4Matrix], ys: Vec<MatMut<'
 struct Job<'a> {
     left: &'a Left<'a>,
     matrix: &'a Nf4Matrix,
+    low: Option<LowRank<'a>>,
     columns: Range<usize>,
     /// Where its y starts, and from one row of it to the next.
     target: Target,
@@ -160,15 +164,19 @@ impl Job<'_> {
     /// The panel times some rows of x.
     fn run(&self, rows: Range<usize>) {
         let (columns, pieces) = (self.columns.clone(), self.left.pieces);
-        let mut memory = Scratch::take(pieces * (WORDS + 1) * COLUMNS);
-        let (words, scales) = memory.words().split_at_mut(pieces * WORDS * COLUMNS);
+        let lows = self.low.as_slice();
+        let mut memory = Scratch::take(pieces * (WORDS + 1) * COLUMNS + fixed_avx2_low::words(lows));
+        let (words, rest) = memory.words().split_at_mut(pieces * WORDS * COLUMNS);
+        let (scales, low_panels) = rest.split_at_mut(pieces * COLUMNS);
         pack(self.matrix, columns.clone(), words, scales);
+        fixed_avx2_low::pack(lows, true, columns.clone(), low_panels);
         for first in rows.clone().step_by(ROWS) {
             let count = ROWS.min(rows.end - first);
             let place = |row: usize| self.target.get().wrapping_add(row * self.stride + columns.start);
             // The lines come while the tile is computed.
             (first..first + count).for_each(|row| fetch_to_write(place(row), COLUMNS));
             let mut tile = [[0.0; COLUMNS]; ROWS];
+            fixed_avx2_low::add(lows, low_panels, (first, count), &mut tile);
             // SAFETY: the path has AVX2, and these rows and the panel were made.
             unsafe { tile_of(count, self.left, first, (words.as_ptr(), scales.as_ptr()), &mut tile) };
             for (row, tile) in (first..).zip(&tile[..count]) {

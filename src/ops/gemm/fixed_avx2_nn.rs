@@ -15,8 +15,10 @@
 
 use super::coarse::largest_bits;
 use super::driver::{for_each, threads_for};
+use super::fixed::LowRank;
 use super::fixed_avx2::{rounded, tile_of, Left};
 use super::fixed_avx2::{COLUMNS, LARGEST_CODE, PIECE, ROWS, WORDS};
+use super::fixed_avx2_low;
 use super::operand::Target;
 use super::pack_dense::{fetch_to_write, Source};
 use super::pack_nf4::ScaleReader;
@@ -64,7 +66,12 @@ static CODES: [f32; 16] = {
 
 /// Adds up the products of all terms in dx. The path has AVX2, and [`super::fixed_avx2::applies`] is true of all weights;
 /// shapes were checked.
-pub(super) fn matmul_nn(terms: &[(MatRef<'_>, &Nf4Matrix)], dx: MatMut<'_>, accumulate: bool) {
+pub(super) fn matmul_nn(
+    terms: &[(MatRef<'_>, &Nf4Matrix)],
+    lows: &[LowRank<'_>],
+    dx: MatMut<'_>,
+    accumulate: bool,
+) {
     let depth: usize = terms.iter().map(|(dy, _)| dy.cols).sum();
     let threads = threads_for(dx.rows * depth * dx.cols);
     let mut memory = None;
@@ -81,7 +88,7 @@ pub(super) fn matmul_nn(terms: &[(MatRef<'_>, &Nf4Matrix)], dx: MatMut<'_>, accu
     let target = Target(dx.data.as_mut_ptr());
     for_each(threads, dx.cols / PIECE * parts.count, |job| {
         let (block, rows) = (job / parts.count, parts.get(job % parts.count));
-        let job = Job { terms: &terms, left, first_column: block * PIECE, rows, target, stride: dx.stride };
+        let job = Job { terms: &terms, lows, left, first_column: block * PIECE, rows, target, stride: dx.stride };
         job.run(accumulate);
     });
 }
@@ -100,9 +107,18 @@ struct Ahead<'a> {
     depth: Range<usize>,
 }
 
+/// What a chunk adds to.
+struct Begin<'a> {
+    /// What is in dx.
+    accumulate: bool,
+    /// The adapters' panels, with the first chunk.
+    low: Option<&'a [f32]>,
+}
+
 /// Some rows of dx in a block of 64 columns.
 struct Job<'a> {
     terms: &'a [Term<'a>],
+    lows: &'a [LowRank<'a>],
     /// dy of all terms side by side.
     left: Left<'a>,
     first_column: usize,
@@ -112,21 +128,28 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    fn run(&self, accumulate: bool) {
-        let mut memory = Scratch::take(PANELS * PANEL);
-        let panels = &mut memory.words()[..PANELS * PANEL];
+    fn run(&self, mut accumulate: bool) {
+        let low_words = fixed_avx2_low::words(self.lows);
+        let mut memory = Scratch::take(PANELS * (PANEL + low_words));
+        let (panels, low_panels) = memory.words()[..PANELS * (PANEL + low_words)].split_at_mut(PANELS * PANEL);
+        for (panel, to) in low_panels.chunks_exact_mut(low_words.max(1)).enumerate() {
+            let first = self.first_column + panel * COLUMNS;
+            fixed_avx2_low::pack(self.lows, false, first..first + COLUMNS, to);
+        }
         let mut scales = [0.0; SCALES];
         let mut chunks = self.chunks().peekable();
-        let mut started = accumulate;
+        let mut lows = true;
         while let Some((term, depth)) = chunks.next() {
             let pieces = depth.len().div_ceil(PIECE);
             self.pack(term.matrix, depth.clone(), panels, &mut scales);
             let left = self.left.pieces_from(term.first_piece + depth.start / PIECE, pieces);
             let ahead = self.ahead(chunks.peek().cloned());
             for (panel, words) in panels.chunks_exact(PANEL).enumerate() {
-                self.multiply(&left, panel, (words, &scales), (started, &ahead));
+                let low = &low_panels[panel * low_words..(panel + 1) * low_words];
+                let begin = Begin { accumulate, low: lows.then_some(low) };
+                self.multiply(&left, panel, (words, &scales), (begin, &ahead));
             }
-            started = true;
+            (accumulate, lows) = (true, false);
         }
     }
 
@@ -182,7 +205,7 @@ impl Job<'_> {
         left: &Left<'_>,
         panel: usize,
         (words, scales): (&[f32], &[f32]),
-        (accumulate, ahead): (bool, &Option<Ahead<'_>>),
+        (begin, ahead): (Begin<'_>, &Option<Ahead<'_>>),
     ) {
         let tiles = self.rows.len().div_ceil(ROWS);
         for (tile, first) in self.rows.clone().step_by(ROWS).enumerate() {
@@ -196,11 +219,14 @@ impl Job<'_> {
             // The lines of the next tile come while this one is computed.
             (ROWS..2 * ROWS).for_each(|row| fetch_to_write(place(row), COLUMNS));
             let mut tile = [[0.0; COLUMNS]; ROWS];
-            if accumulate {
+            if begin.accumulate {
                 for (row, tile) in tile.iter_mut().enumerate().take(count) {
                     // SAFETY: these columns of this row exist and belong to this job alone.
                     tile.copy_from_slice(unsafe { std::slice::from_raw_parts(place(row), COLUMNS) });
                 }
+            }
+            if let Some(panels) = begin.low {
+                fixed_avx2_low::add(self.lows, panels, (first, count), &mut tile);
             }
             // SAFETY: the path has AVX2; these rows and the panel were made.
             unsafe { tile_of(count, left, first, (words.as_ptr(), scales.as_ptr()), &mut tile) };

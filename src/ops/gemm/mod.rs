@@ -23,6 +23,8 @@ mod fixed;
 #[cfg(target_arch = "x86_64")]
 mod fixed_avx2;
 #[cfg(target_arch = "x86_64")]
+mod fixed_avx2_low;
+#[cfg(target_arch = "x86_64")]
 mod fixed_avx2_nn;
 #[cfg(test)]
 mod fixed_tests;
@@ -72,7 +74,7 @@ use crate::device::{cpu_path, Compute, CpuPath};
 use crate::quant::{Nf4Matrix, Scales};
 pub use coarse::{CoarseInput, CoarseMatrix};
 use driver::Product;
-pub(crate) use fixed::FixedPoint;
+pub(crate) use fixed::{FixedPoint, LowRank};
 pub use gemv_row::{RowInput, RowProduct};
 use kernel::Kernels;
 use operand::Left;
@@ -221,7 +223,7 @@ pub fn backward_nn(dy: MatRef<'_>, w: WeightRef<'_>, dx: MatMut<'_>, accumulate:
 /// [`forward_nt`] on one kernel path, which the machine must have.
 pub(crate) fn forward_nt_on(path: CpuPath, x: MatRef<'_>, w: WeightRef<'_>, y: MatMut<'_>, compute: Compute) {
     match FixedPoint::on(path, x.rows, [w].into_iter(), compute) {
-        Some(fixed) => fixed.forward(x, vec![y]),
+        Some(fixed) => fixed.forward(x, vec![(y, None)]),
         None => matmul_nt_on(path, x, w, y, Store::set(dense_format_on(path, compute))),
     }
 }
@@ -236,7 +238,7 @@ pub(crate) fn backward_nn_on(
     compute: Compute,
 ) {
     match FixedPoint::on(path, dy.rows, [w].into_iter(), compute) {
-        Some(fixed) => fixed.backward(&[dy], dx, accumulate),
+        Some(fixed) => fixed.backward(&[dy], &[], dx, accumulate),
         None => matmul_nn_on(path, dy, w, dx, Store { accumulate, ..Store::set(dense_format_on(path, compute)) }),
     }
 }

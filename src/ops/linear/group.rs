@@ -3,13 +3,13 @@
 //! The input, and each gradient, is converted to what the kernels read once for all products; the adapter's products
 //! are further terms of the base's, added while the result is in the cache; and the threads meet once for a group
 //! instead of once for each product. The formulas are those of the [module](super), and so are the bits: terms are
-//! added in the same order, but that adapters come last where the base is multiplied in fixed point. Adapters with dropout
+//! added in the same order, but that adapters come first where the base is multiplied in fixed point. Adapters with dropout
 //! or DoRA, and the small products that are summed in f64, go one by one.
 
-use super::{adapter_gradients, columns, low_rank, weight_gradients, Linear, Operands};
+use super::{adapter_gradients, columns, low_rank, weight_gradients, Adapter, Linear, Operands};
 use crate::device::Compute;
 use crate::ops::gemm::batch::{prepare, Batch, Prepareds, Right};
-use crate::ops::gemm::{dense_format, format_of_narrow, is_large, FixedPoint, WeightRef};
+use crate::ops::gemm::{dense_format, format_of_narrow, is_large, FixedPoint, LowRank, WeightRef};
 use crate::ops::{profile, Arena, Gradients, MatMut, MatRef, Matrix};
 
 /// Whether the linears can go as one for an input of `rows` rows: a function of shapes and settings alone.
@@ -22,7 +22,7 @@ fn together(linears: &[Linear<'_>], rows: usize) -> bool {
     linears.iter().all(plain)
 }
 
-/// The base weights, if they are multiplied in fixed point; then the adapters' terms come after all of theirs.
+/// The base weights, if they are multiplied in fixed point; then the adapters' terms come before all of theirs.
 fn fixed_point<'a>(linears: &[Linear<'a>], rows: usize) -> Option<FixedPoint<'a>> {
     FixedPoint::of(rows, linears.iter().map(|linear| linear.weight), linears[0].compute)
 }
@@ -67,32 +67,41 @@ pub fn forward(linears: &[Linear<'_>], x: MatRef<'_>, mut ys: Vec<&mut Matrix>, 
     }
     batch.run();
 
-    let low = prepare_present(&hidden, false, compute);
-    if let Some(fixed) = &fixed {
-        fixed.forward(x, ys.iter_mut().map(|y| y.view_mut()).collect());
+    if let Some(fixed) = fixed {
+        let lows = low_ranks(linears, &hidden, |adapter| adapter.b);
+        fixed.forward(x, ys.iter_mut().map(|y| y.view_mut()).zip(lows).collect());
+    } else {
+        let low = prepare_present(&hidden, false, compute);
+        let mut batch = Batch::new(compute);
+        let mut index = 0;
+        for (linear, y) in linears.iter().zip(&mut ys) {
+            let mut terms = vec![(&input[0], Right::transposed(linear.weight), 1.0)];
+            if let Some(adapter) = &linear.adapter {
+                terms.push((&low[index], Right::transposed(WeightRef::F32(adapter.b)), 1.0));
+                index += 1;
+            }
+            batch.sum(y.view_mut(), false, terms);
+        }
+        batch.run();
     }
-    let mut batch = Batch::new(compute);
-    let mut index = 0;
-    for (linear, y) in linears.iter().zip(&mut ys) {
-        let mut terms = Vec::with_capacity(2);
-        if fixed.is_none() {
-            terms.push((&input[0], Right::transposed(linear.weight), 1.0));
-        }
-        if let Some(adapter) = &linear.adapter {
-            terms.push((&low[index], Right::transposed(WeightRef::F32(adapter.b)), 1.0));
-            index += 1;
-        }
-        if !terms.is_empty() {
-            batch.sum(y.view_mut(), fixed.is_some(), terms);
-        }
-    }
-    batch.run();
     for (linear, y) in linears.iter().zip(ys) {
         if let Some(bias) = linear.bias {
             columns::add_bias(y, bias);
         }
     }
     hidden
+}
+
+/// What the adapter of each linear adds where the base is multiplied in fixed point.
+fn low_ranks<'a>(
+    linears: &'a [Linear<'_>],
+    hidden: &'a [Option<Matrix>],
+    factor: impl Fn(&'a Adapter<'_>) -> MatRef<'a>,
+) -> impl Iterator<Item = Option<LowRank<'a>>> {
+    linears.iter().zip(hidden).map(move |(linear, hidden)| {
+        let (adapter, hidden) = (linear.adapter.as_ref()?, hidden.as_ref()?);
+        Some(LowRank { hidden: hidden.view(), factor: factor(adapter) })
+    })
 }
 
 /// The matrices that are there, as left operands.
@@ -127,25 +136,23 @@ pub fn backward_input(linears: &[Linear<'_>], dys: &[&Matrix], dx: &mut Matrix, 
     }
     batch.run();
 
-    let low = prepare_present(&hidden, false, compute);
-    if let Some(fixed) = &fixed {
-        fixed.backward(&views, dx.view_mut(), false);
+    if let Some(fixed) = fixed {
+        let lows: Vec<_> = low_ranks(linears, &hidden, |adapter| adapter.a).flatten().collect();
+        fixed.backward(&views, &lows, dx.view_mut(), false);
+        return hidden;
     }
+    let low = prepare_present(&hidden, false, compute);
     let mut terms = Vec::with_capacity(2 * linears.len());
     let mut index = 0;
     for (i, linear) in linears.iter().enumerate() {
-        if fixed.is_none() {
-            terms.push((&gradients[i], Right::plain(linear.weight), 1.0));
-        }
+        terms.push((&gradients[i], Right::plain(linear.weight), 1.0));
         if let Some(adapter) = &linear.adapter {
             terms.push((&low[index], Right::plain(WeightRef::F32(adapter.a)), 1.0));
             index += 1;
         }
     }
     let mut batch = Batch::new(compute);
-    if !terms.is_empty() {
-        batch.sum(dx.view_mut(), fixed.is_some(), terms);
-    }
+    batch.sum(dx.view_mut(), false, terms);
     batch.run();
     hidden
 }
