@@ -191,17 +191,24 @@ unsafe fn tile<V: Vector, const HEIGHT: usize, const WIDTH: usize>(corner: Corne
                 sums.iter_mut().for_each(|sum| *sum = sum.mul(factor));
             }
         }
-        for k in 0..depth {
+        // Rows are reached from every third one, as in the kernels of `ops::gemm`: base, base + row and base + 2 row are
+        // addressing modes. The black box keeps the compiler from deriving each row from the one before at every step.
+        let mut bases = [a; 2];
+        bases[1] = std::hint::black_box(a.wrapping_add(3 * a_row));
+        let mut b = b;
+        for _ in 0..depth {
             let mut right = [V::splat(0.0); WIDTH];
             for (v, right) in right.iter_mut().enumerate() {
-                *right = V::load(b.add(k * b_row + v * V::LANES));
+                *right = V::load(b.add(v * V::LANES));
             }
             for (m, sums) in sums.iter_mut().enumerate() {
-                let left = V::splat(*a.add(m * a_row + k * a_step));
+                let left = V::splat(*bases[m / 3].add(m % 3 * a_row));
                 for (sum, right) in sums.iter_mut().zip(right) {
                     *sum = left.mul_add(right, *sum);
                 }
             }
+            bases = bases.map(|base| base.wrapping_add(a_step));
+            b = b.wrapping_add(b_row);
         }
         for (m, sums) in sums.iter().enumerate() {
             for (v, sum) in sums.iter().enumerate() {
