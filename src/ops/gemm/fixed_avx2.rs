@@ -319,11 +319,21 @@ type Sums = [[__m256i; 2]; ROWS];
 macro_rules! row {
     ($pair:expr, $first:literal, $second:literal) => {
         concat!(
-            "vpbroadcastd ymm14, [", $pair, "]\n",
+            "vpbroadcastd ymm14, [",
+            $pair,
+            "]\n",
             "vpmaddwd ymm15, ymm14, ymm12\n",
             "vpmaddwd ymm14, ymm14, ymm13\n",
-            "vpaddd ymm", $first, ", ymm", $first, ", ymm15\n",
-            "vpaddd ymm", $second, ", ymm", $second, ", ymm14\n",
+            "vpaddd ymm",
+            $first,
+            ", ymm",
+            $first,
+            ", ymm15\n",
+            "vpaddd ymm",
+            $second,
+            ", ymm",
+            $second,
+            ", ymm14\n",
         )
     };
 }
@@ -332,8 +342,12 @@ macro_rules! row {
 macro_rules! step {
     ($at:literal) => {
         concat!(
-            "vmovdqu ymm12, [{b} + 64 * ", $at, "]\n",
-            "vmovdqu ymm13, [{b} + 64 * ", $at, " + 32]\n",
+            "vmovdqu ymm12, [{b} + 64 * ",
+            $at,
+            "]\n",
+            "vmovdqu ymm13, [{b} + 64 * ",
+            $at,
+            " + 32]\n",
             row!(concat!("{upper} + 4 * ", $at), "0", "1"),
             row!(concat!("{upper} + {row} + 4 * ", $at), "2", "3"),
             row!(concat!("{upper} + 2 * {row} + 4 * ", $at), "4", "5"),

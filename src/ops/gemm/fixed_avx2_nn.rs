@@ -66,12 +66,7 @@ static CODES: [f32; 16] = {
 
 /// Adds up the products of all terms in dx. The path has AVX2, and [`super::fixed_avx2::applies`] is true of all weights;
 /// shapes were checked.
-pub(super) fn matmul_nn(
-    terms: &[(MatRef<'_>, &Nf4Matrix)],
-    lows: &[LowRank<'_>],
-    dx: MatMut<'_>,
-    accumulate: bool,
-) {
+pub(super) fn matmul_nn(terms: &[(MatRef<'_>, &Nf4Matrix)], lows: &[LowRank<'_>], dx: MatMut<'_>, accumulate: bool) {
     let depth: usize = terms.iter().map(|(dy, _)| dy.cols).sum();
     let threads = threads_for(dx.rows * depth * dx.cols);
     let mut memory = None;

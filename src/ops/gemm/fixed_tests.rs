@@ -2,7 +2,7 @@
 
 use super::kernel::Kernels;
 use super::tests::{assert_close, nf4, padded_mut, Numbers, Weight};
-use super::{backward_nn_on, forward_nt_on, matmul_nt_on, RowInput, RowProduct, Store};
+use super::{backward_nn_on, forward_nt_on, matmul_nt_on, FixedPoint, LowRank, RowInput, RowProduct, Store};
 use crate::device::{Compute, CpuPath};
 use crate::ops::matrix::{MatMut, MatRef};
 use crate::quant::{Nf4Matrix, SourceDtype};
@@ -230,6 +230,72 @@ fn what_is_not_finite_is_not_lost() {
                     let y = alone(path, &x, &weight, compute);
                     assert!(y.iter().all(|y| !y.is_finite()), "{name} {bad} {compute:?} {}: {y:?}", path.name());
                 }
+            }
+        }
+    }
+}
+
+/// `[T, R]` times `[R, columns]` in f64, the second factor element by element.
+fn product_of(u: &[f32], [t, rank, columns]: [usize; 3], factor: impl Fn(usize, usize) -> f32) -> Vec<f64> {
+    let element = |row: usize, column: usize| -> f64 {
+        (0..rank).map(|r| f64::from(u[row * rank + r]) * f64::from(factor(r, column))).sum()
+    };
+    (0..t * columns).map(|i| element(i / columns, i % columns)).collect()
+}
+
+/// Asserts that `with` is `without` plus `more`.
+fn assert_more(with: &[f32], without: &[f32], more: &[f64], what: &str) {
+    let largest = with.iter().fold(0f64, |m, value| m.max(f64::from(value.abs())));
+    for ((with, without), more) in with.iter().zip(without).zip(more) {
+        let off = f64::from(*with) - f64::from(*without) - more;
+        assert!(off.abs() <= 1e-6 * largest, "{what}: {with} beside {without} and {more}");
+    }
+}
+
+#[test]
+fn what_adapters_add_is_added() {
+    // Columns that fill no panel, more than one chunk of rows, ranks that are no multiple of anything.
+    for (t, rows, cols, ranks) in [(7, 100, 64, [16, 5]), (19, 577, 192, [1, 64]), (300, 24, 128, [3, 8])] {
+        let weights = [nf4(rows, cols, 64, SourceDtype::F32, true), nf4(rows, cols, 64, SourceDtype::Bf16, false)];
+        for path in CpuPath::available() {
+            let views = || weights.iter().map(Weight::view);
+            let Some(fixed) = FixedPoint::on(path, t, views(), Compute::Bf16) else { continue };
+            let what = format!("T={t} N={rows} K={cols} {ranks:?} {}", path.name());
+            let mut numbers = Numbers(23);
+            let (x, dys) = (numbers.values(t * cols), [numbers.values(t * rows), numbers.values(t * rows)]);
+            let us = ranks.map(|rank| numbers.values(t * rank));
+            let [bs, factors] = [rows, cols].map(|wide| ranks.map(|rank| numbers.values(rank * wide)));
+            let hidden = |i: usize| MatRef::new(&us[i], t, ranks[i]);
+            let low_b = |i: usize| LowRank { hidden: hidden(i), factor: MatRef::new(&bs[i], rows, ranks[i]) };
+            let low_a = |i: usize| LowRank { hidden: hidden(i), factor: MatRef::new(&factors[i], ranks[i], cols) };
+
+            // The second weight alone has an adapter, then both.
+            for count in [1, 2] {
+                let forward = |adapted: bool| {
+                    let mut ys = [vec![f32::NAN; t * rows], vec![f32::NAN; t * rows]];
+                    let outputs = ys
+                        .iter_mut()
+                        .enumerate()
+                        .map(|(i, y)| (MatMut::new(y, t, rows), (adapted && i + count > 1).then(|| low_b(i))));
+                    fixed.forward(MatRef::new(&x, t, cols), outputs.collect());
+                    ys
+                };
+                for (i, (with, without)) in forward(true).iter().zip(&forward(false)).enumerate() {
+                    let mut more = product_of(&us[i], [t, ranks[i], rows], |r, n| bs[i][n * ranks[i] + r]);
+                    more.iter_mut().filter(|_| i + count <= 1).for_each(|more| *more = 0.0);
+                    assert_more(with, without, &more, &what);
+                }
+            }
+            for accumulate in [false, true] {
+                let backward = |lows: &[LowRank<'_>]| {
+                    let mut dx = vec![if accumulate { 0.25 } else { f32::NAN }; t * cols];
+                    let dys = [0, 1].map(|i| MatRef::new(&dys[i], t, rows));
+                    fixed.backward(&dys, lows, MatMut::new(&mut dx, t, cols), accumulate);
+                    dx
+                };
+                let parts = [0, 1].map(|i| product_of(&us[i], [t, ranks[i], cols], |r, k| factors[i][r * cols + k]));
+                let more: Vec<f64> = parts[0].iter().zip(&parts[1]).map(|(a, b)| a + b).collect();
+                assert_more(&backward(&[low_a(0), low_a(1)]), &backward(&[]), &more, &what);
             }
         }
     }
