@@ -193,8 +193,7 @@ unsafe fn tile<V: Vector, const HEIGHT: usize, const WIDTH: usize>(corner: Corne
         }
         // Rows are reached from every third one, as in the kernels of `ops::gemm`: base, base + row and base + 2 row are
         // addressing modes. The black box keeps the compiler from deriving each row from the one before at every step.
-        let mut bases = [a; 2];
-        bases[1] = std::hint::black_box(a.wrapping_add(3 * a_row));
+        let mut bases = [a, std::hint::black_box(a.wrapping_add(3 * a_row))];
         let mut b = b;
         for _ in 0..depth {
             let mut right = [V::splat(0.0); WIDTH];
@@ -207,7 +206,7 @@ unsafe fn tile<V: Vector, const HEIGHT: usize, const WIDTH: usize>(corner: Corne
                     *sum = left.mul_add(right, *sum);
                 }
             }
-            bases = bases.map(|base| base.wrapping_add(a_step));
+            bases = [bases[0].wrapping_add(a_step), bases[1].wrapping_add(a_step)];
             b = b.wrapping_add(b_row);
         }
         for (m, sums) in sums.iter().enumerate() {

@@ -1,5 +1,5 @@
-//! What tiles of [`super::fixed_avx2`] begin with: nothing, what is there already, and what adapters add, in f32. So a result
-//! is written once, not once more for its adapter.
+//! What adapters add to the products of [`super::fixed_avx2`], in f32: tiles begin with it, so a result is written once, not
+//! once more for its adapter.
 
 use super::avx2;
 use super::fixed::LowRank;

@@ -106,8 +106,9 @@ struct Ahead<'a> {
 struct Begin<'a> {
     /// What is in dx.
     accumulate: bool,
-    /// The adapters' panels, with the first chunk.
-    low: Option<&'a [f32]>,
+    /// What adapters add, and their panels.
+    lows: &'a [LowRank<'a>],
+    panels: &'a [f32],
 }
 
 /// Some rows of dx in a block of 64 columns.
@@ -127,24 +128,24 @@ impl Job<'_> {
         let low_words = fixed_avx2_low::words(self.lows);
         let mut memory = Scratch::take(PANELS * (PANEL + low_words));
         let (panels, low_panels) = memory.words()[..PANELS * (PANEL + low_words)].split_at_mut(PANELS * PANEL);
-        for (panel, to) in low_panels.chunks_exact_mut(low_words.max(1)).enumerate() {
+        for panel in 0..PANELS {
             let first = self.first_column + panel * COLUMNS;
-            fixed_avx2_low::pack(self.lows, false, first..first + COLUMNS, to);
+            fixed_avx2_low::pack(self.lows, false, first..first + COLUMNS, &mut low_panels[panel * low_words..]);
         }
         let mut scales = [0.0; SCALES];
         let mut chunks = self.chunks().peekable();
-        let mut lows = true;
+        // With the first chunk alone.
+        let mut lows = self.lows;
         while let Some((term, depth)) = chunks.next() {
             let pieces = depth.len().div_ceil(PIECE);
             self.pack(term.matrix, depth.clone(), panels, &mut scales);
             let left = self.left.pieces_from(term.first_piece + depth.start / PIECE, pieces);
             let ahead = self.ahead(chunks.peek().cloned());
             for (panel, words) in panels.chunks_exact(PANEL).enumerate() {
-                let low = &low_panels[panel * low_words..(panel + 1) * low_words];
-                let begin = Begin { accumulate, low: lows.then_some(low) };
+                let begin = Begin { accumulate, lows, panels: &low_panels[panel * low_words..] };
                 self.multiply(&left, panel, (words, &scales), (begin, &ahead));
             }
-            (accumulate, lows) = (true, false);
+            (accumulate, lows) = (true, &[]);
         }
     }
 
@@ -220,9 +221,7 @@ impl Job<'_> {
                     tile.copy_from_slice(unsafe { std::slice::from_raw_parts(place(row), COLUMNS) });
                 }
             }
-            if let Some(panels) = begin.low {
-                fixed_avx2_low::add(self.lows, panels, (first, count), &mut tile);
-            }
+            fixed_avx2_low::add(begin.lows, begin.panels, (first, count), &mut tile);
             // SAFETY: the path has AVX2; these rows and the panel were made.
             unsafe { tile_of(count, left, first, (words.as_ptr(), scales.as_ptr()), &mut tile) };
             for (row, tile) in tile.iter().enumerate().take(count) {

@@ -58,7 +58,7 @@ pub(super) trait Lanes: Copy {
 pub(super) struct Tile {
     /// Words along the reduction.
     pub depth: usize,
-    /// First word of A, whose rows are one word after the other.
+    /// First word of A. The words of a row lie one behind the other.
     pub a: *const f32,
     /// From one row of A to the next.
     pub a_row: usize,
