@@ -261,7 +261,7 @@ pub(super) unsafe fn tile_of(
             3 => rows_at_once::<3>(left, first, panel, tile),
             4 => rows_at_once::<4>(left, first, panel, tile),
             5 => rows_at_once::<5>(left, first, panel, tile),
-            _ => rows_at_once::<ROWS>(left, first, panel, tile),
+            _ => whole_tile(left, first, panel, tile),
         }
     }
 }
@@ -276,32 +276,27 @@ unsafe fn rows_at_once<const R: usize>(
     (words, scales): (*const f32, *const f32),
     tile: &mut [[f32; COLUMNS]; ROWS],
 ) {
+    assert!(left.units.len() >= (first + R - 1) * left.unit_stride + left.pieces);
     // SAFETY: by contract.
     unsafe {
         let a = left.words[first * left.stride..].as_ptr();
-        // As in the tiles of f32: rows are reached from every third one.
-        let mut bases = [a, std::hint::black_box(a.wrapping_add(3 * left.stride))];
-        let mut b = words;
+        let units = left.units[first * left.unit_stride..].as_ptr();
         for piece in 0..left.pieces {
+            let b = words.add(piece * WORDS * COLUMNS);
+            let (scales, units) = (scales.add(piece * COLUMNS), units.add(piece));
             let mut sums = [[_mm256_setzero_si256(); 2]; R];
-            if let Ok(sums) = <&mut Sums>::try_from(&mut sums[..]) {
-                whole_piece(&mut bases, left.stride, &mut b, sums);
-            } else {
-                for _ in 0..WORDS {
-                    let right = [_mm256_loadu_si256(b.cast()), _mm256_loadu_si256(b.add(8).cast())];
-                    for (r, sums) in sums.iter_mut().enumerate() {
-                        let pair = _mm256_castps_si256(Avx2::splat(bases[r / 3].add(r % 3 * left.stride)));
-                        sums[0] = _mm256_add_epi32(sums[0], _mm256_madd_epi16(pair, right[0]));
-                        sums[1] = _mm256_add_epi32(sums[1], _mm256_madd_epi16(pair, right[1]));
-                    }
-                    bases = [bases[0].wrapping_add(1), bases[1].wrapping_add(1)];
-                    b = b.add(COLUMNS);
+            for word in 0..WORDS {
+                let b = b.add(word * COLUMNS);
+                let right = [_mm256_loadu_si256(b.cast()), _mm256_loadu_si256(b.add(8).cast())];
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    let pair = _mm256_castps_si256(Avx2::splat(a.add(piece * WORDS + r * left.stride + word)));
+                    sums[0] = _mm256_add_epi32(sums[0], _mm256_madd_epi16(pair, right[0]));
+                    sums[1] = _mm256_add_epi32(sums[1], _mm256_madd_epi16(pair, right[1]));
                 }
             }
-            let scales = scales.add(piece * COLUMNS);
             let scales = [Avx2::load(scales), Avx2::load(scales.add(8))];
             for (r, (sums, tile)) in sums.iter().zip(&mut *tile).enumerate() {
-                let unit = Avx2::splat(left.units[(first + r) * left.unit_stride + piece..].as_ptr());
+                let unit = Avx2::splat(units.add(r * left.unit_stride));
                 for ((&sum, scale), tile) in sums.iter().zip(scales).zip(tile.as_chunks_mut::<8>().0) {
                     let total = Avx2::load(tile.as_ptr());
                     let total = Avx2::multiply_add(_mm256_cvtepi32_ps(sum), _mm256_mul_ps(scale, unit), total);
@@ -311,9 +306,6 @@ unsafe fn rows_at_once<const R: usize>(
         }
     }
 }
-
-/// The sums of a whole tile.
-type Sums = [[__m256i; 2]; ROWS];
 
 /// Two sums and what is added to them: the panel is in the registers 12 and 13, a pair of x goes to 14.
 macro_rules! row {
@@ -358,34 +350,79 @@ macro_rules! step {
     };
 }
 
-/// Adds a piece of six rows; the pointers move on. Written out because the compiler orders additions of integers anew, as it
+/// Two sums as f32, times their scales, which are in the registers 12 and 13, and their row's unit, added to the tile.
+macro_rules! total {
+    ($unit:expr, $row:literal, $first:literal, $second:literal) => {
+        concat!(
+            "vbroadcastss ymm14, [",
+            $unit,
+            "]\n",
+            concat!("vcvtdq2ps ymm", $first, ", ymm", $first, "\n"),
+            concat!("vcvtdq2ps ymm", $second, ", ymm", $second, "\n"),
+            "vmulps ymm15, ymm14, ymm12\n",
+            "vmulps ymm14, ymm14, ymm13\n",
+            concat!("vfmadd213ps ymm", $first, ", ymm15, [{tile} + 64 * ", $row, "]\n"),
+            concat!("vfmadd213ps ymm", $second, ", ymm14, [{tile} + 64 * ", $row, " + 32]\n"),
+            concat!("vmovups [{tile} + 64 * ", $row, "], ymm", $first, "\n"),
+            concat!("vmovups [{tile} + 64 * ", $row, " + 32], ymm", $second, "\n"),
+        )
+    };
+}
+
+/// [`rows_at_once`] of six rows, the same bits. Written out because the compiler orders additions of integers anew, as it
 /// may, and then lacks registers: this is a tenth faster where the other half of the core is busy.
 ///
 /// # Safety
-/// The words of the rows, `stride` apart from the first three and from the second three on, and of the panel are readable;
-/// AVX2 is available.
-#[inline]
-#[target_feature(enable = "avx2")]
-unsafe fn whole_piece(rows: &mut [*const f32; 2], stride: usize, panel: &mut *const f32, sums: &mut Sums) {
+/// As [`tile_of`].
+#[target_feature(enable = "avx2,fma")]
+unsafe fn whole_tile(
+    left: &Left<'_>,
+    first: usize,
+    (mut words, mut scales): (*const f32, *const f32),
+    tile: &mut [[f32; COLUMNS]; ROWS],
+) {
     const STEPS: usize = 4;
-    let [upper, lower] = rows;
-    let [[s0, s1], [s2, s3], [s4, s5], [s6, s7], [s8, s9], [s10, s11]] = sums;
-    // SAFETY: reads what is readable by contract, and changes the registers that it names.
-    unsafe {
-        asm!(
-            "2:",
-            step!("0"), step!("1"), step!("2"), step!("3"),
-            "add {upper}, 16", "add {lower}, 16", "add {b}, 256", "sub {left}, 1", "jnz 2b",
-            upper = inout(reg) *upper,
-            lower = inout(reg) *lower,
-            b = inout(reg) *panel,
-            row = in(reg) stride * size_of::<f32>(),
-            left = inout(reg) WORDS / STEPS => _,
-            inout("ymm0") *s0, inout("ymm1") *s1, inout("ymm2") *s2, inout("ymm3") *s3,
-            inout("ymm4") *s4, inout("ymm5") *s5, inout("ymm6") *s6, inout("ymm7") *s7,
-            inout("ymm8") *s8, inout("ymm9") *s9, inout("ymm10") *s10, inout("ymm11") *s11,
-            out("ymm12") _, out("ymm13") _, out("ymm14") _, out("ymm15") _,
-            options(nostack, readonly),
-        );
+    assert!(left.units.len() >= (first + ROWS - 1) * left.unit_stride + left.pieces);
+    // As in the tiles of f32, rows are reached from every third one; so are their units.
+    let every_third = |row: *const f32, stride: usize| [row, row.wrapping_add(3 * stride)];
+    let [mut upper, mut lower] = every_third(left.words[first * left.stride..].as_ptr(), left.stride);
+    let [mut upper_unit, mut lower_unit] =
+        every_third(left.units[first * left.unit_stride..].as_ptr(), left.unit_stride);
+    for _ in 0..left.pieces {
+        // SAFETY: reads what is readable by contract, writes the tile, and changes the registers that it names.
+        unsafe {
+            asm!(
+                "vpxor xmm0, xmm0, xmm0", "vpxor xmm1, xmm1, xmm1", "vpxor xmm2, xmm2, xmm2",
+                "vpxor xmm3, xmm3, xmm3", "vpxor xmm4, xmm4, xmm4", "vpxor xmm5, xmm5, xmm5",
+                "vpxor xmm6, xmm6, xmm6", "vpxor xmm7, xmm7, xmm7", "vpxor xmm8, xmm8, xmm8",
+                "vpxor xmm9, xmm9, xmm9", "vpxor xmm10, xmm10, xmm10", "vpxor xmm11, xmm11, xmm11",
+                "2:",
+                step!("0"), step!("1"), step!("2"), step!("3"),
+                "add {upper}, 16", "add {lower}, 16", "add {b}, 256", "sub {left}, 1", "jnz 2b",
+                "vmovups ymm12, [{scales}]", "vmovups ymm13, [{scales} + 32]",
+                total!("{upper_unit}", "0", "0", "1"),
+                total!("{upper_unit} + {unit}", "1", "2", "3"),
+                total!("{upper_unit} + 2 * {unit}", "2", "4", "5"),
+                total!("{lower_unit}", "3", "6", "7"),
+                total!("{lower_unit} + {unit}", "4", "8", "9"),
+                total!("{lower_unit} + 2 * {unit}", "5", "10", "11"),
+                upper = inout(reg) upper,
+                lower = inout(reg) lower,
+                b = inout(reg) words,
+                row = in(reg) left.stride * size_of::<f32>(),
+                left = inout(reg) WORDS / STEPS => _,
+                scales = in(reg) scales,
+                upper_unit = in(reg) upper_unit,
+                lower_unit = in(reg) lower_unit,
+                unit = in(reg) left.unit_stride * size_of::<f32>(),
+                tile = in(reg) tile.as_mut_ptr(),
+                out("ymm0") _, out("ymm1") _, out("ymm2") _, out("ymm3") _, out("ymm4") _, out("ymm5") _,
+                out("ymm6") _, out("ymm7") _, out("ymm8") _, out("ymm9") _, out("ymm10") _, out("ymm11") _,
+                out("ymm12") _, out("ymm13") _, out("ymm14") _, out("ymm15") _,
+                options(nostack),
+            );
+        }
+        scales = scales.wrapping_add(COLUMNS);
+        (upper_unit, lower_unit) = (upper_unit.wrapping_add(1), lower_unit.wrapping_add(1));
     }
 }
