@@ -143,7 +143,7 @@ unsafe fn transpose(rows: &[*const f32], words: usize, to: *mut f32, stride: usi
 }
 
 /// f32 operands.
-pub(super) static F32: Kernels = KERNELS;
+pub(super) static F32: Kernels = Kernels { codes_alone: Some(&super::gemv_nf4_wide::WIDE), ..KERNELS };
 
 /// Operands that were rounded to bf16.
 pub(super) static BF16: Kernels = Kernels { codes_alone: Some(&super::gemv_nf4_fixed::FIXED), ..KERNELS };

@@ -1,15 +1,22 @@
 //! Single rows against products of one row, and fixed point against the bounds of its errors.
 
+use super::gemv_nf4::Functions;
 use super::kernel::Kernels;
 use super::tests::{assert_close, nf4, padded_mut, Numbers, Weight};
-use super::{backward_nn_on, forward_nt_on, matmul_nt_on, FixedPoint, LowRank, RowInput, RowProduct, Store};
+use super::{
+    backward_nn_on, forward_nt_on, matmul_nt_on, FixedPoint, LowRank, RowInput, RowProduct, RowTables, Store, WeightRef,
+};
 use crate::device::{Compute, CpuPath};
 use crate::ops::matrix::{MatMut, MatRef};
-use crate::quant::{Nf4Matrix, SourceDtype};
+use crate::ops::Bytes;
+use crate::quant::{Nf4Matrix, Scales, SourceDtype};
 
 /// What [`RowProduct`] gives on a path.
 fn alone(path: CpuPath, x: &[f32], weight: &Weight, compute: Compute) -> Vec<f32> {
-    let product = RowProduct::on(path, weight.view(), compute);
+    of_product(x, RowProduct::on(path, weight.view(), compute))
+}
+
+fn of_product(x: &[f32], product: RowProduct<'_>) -> Vec<f32> {
     let mut input = RowInput::default();
     input.load(x, [product].into_iter());
     let mut y = vec![f32::NAN; product.rows()];
@@ -33,10 +40,18 @@ fn a_row_alone_gives_the_bits_of_a_product_of_one_row() {
                     let (input, target) = (MatRef::new(&x, 1, cols), MatMut::new(&mut expected, 1, rows));
                     matmul_nt_on(path, input, weight.view(), target, Store::set(compute));
                     let found = alone(path, &x, &weight, compute);
-                    match Kernels::of(path, compute).codes_alone {
+                    let dtype = match &weight {
+                        Weight::Nf4(matrix) => Some(matrix.dtype),
+                        _ => None,
+                    };
+                    let suits = |alone: &&Functions| dtype.is_some_and(|dtype| (alone.suits)(dtype));
+                    match (Kernels::of(path, compute).codes_alone.filter(suits), compute) {
                         // As near as two roundings of each operand to bf16 allow.
-                        Some(_) => assert_close(&found, &expected, 1e-2, &what),
-                        None => assert!(found.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits()), "{what}"),
+                        (Some(_), Compute::Bf16) => assert_close(&found, &expected, 1e-2, &what),
+                        (Some(_), Compute::F32) => assert_close(&found, &expected, 1e-6, &what),
+                        (None, _) => {
+                            assert!(found.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits()), "{what}")
+                        }
                     }
                 }
             }
@@ -88,6 +103,67 @@ fn fixed_point_is_within_half_a_unit_of_each_operand() {
                 for (row, y) in alone(path, &x, &weight, Compute::Bf16).into_iter().enumerate() {
                     let (sum, reach) = sum_and_reach(matrix, row, &x, [16383.0; 2]);
                     assert!((f64::from(y) - sum).abs() <= reach, "{rows}x{cols} row {row}: {y} for {sum}, {reach:e}");
+                }
+            }
+        }
+    }
+}
+
+/// The sum `Σ w·x` of a row in f64, and of the largest magnitudes of each of its pieces.
+fn sum_and_largest(matrix: &Nf4Matrix, row: usize, x: &[f32]) -> (f64, f64) {
+    let (sum, _) = sum_and_reach(matrix, row, x, [1.0; 2]);
+    let largest = x.chunks(64).enumerate().map(|(piece, x)| {
+        let scale = f64::from(matrix.scale(row * (matrix.cols / 64) + piece).abs());
+        64.0 * scale * x.iter().fold(0f64, |m, x| m.max(f64::from(x.abs())))
+    });
+    (sum, largest.sum())
+}
+
+#[test]
+fn rows_alone_in_f32_are_as_exact_as_f32() {
+    for (rows, cols) in [(37, 64), (20, 576), (9, 1728)] {
+        for dtype in [SourceDtype::F32, SourceDtype::F16, SourceDtype::Bf16] {
+            let weight = nf4(rows, cols, 64, dtype, true);
+            let Weight::Nf4(matrix) = &weight else { return };
+            let x = uneven(&mut Numbers(8), cols);
+            for path in CpuPath::available() {
+                let tables = RowTables::on(path, weight.view(), Compute::F32);
+                let product = RowProduct::on(path, weight.view(), Compute::F32);
+                for product in [product, product.reading(tables.as_ref())] {
+                    for (row, y) in of_product(&x, product).into_iter().enumerate() {
+                        let (sum, largest) = sum_and_largest(matrix, row, &x);
+                        let what = format!("{rows}x{cols} {dtype:?} {} row {row}", path.name());
+                        assert!((f64::from(y) - sum).abs() <= 1e-7 * largest, "{what}: {y} for {sum}, of {largest}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn sums_of_the_largest_integers_do_not_overflow() {
+    // The largest code and the smallest, and x of which the lower part is as large as it can be.
+    let x = [(f64::exp2(26.0) - 8192.0) as f32, -(f64::exp2(26.0) - 8192.0) as f32, f32::exp2(25.0), -f32::exp2(25.0)];
+    for (code, scale) in
+        [(0x00, 1.0), (0xff, 1.0), (0xff, 1.749), (0x00, -1.749), (0xff, 1.999), (0x00, 1e30), (0x0f, 1e-7)]
+    {
+        for dtype in [SourceDtype::F32, SourceDtype::F16, SourceDtype::Bf16] {
+            let scales = Scales::Plain(Bytes::owned(&f32::to_le_bytes(scale)));
+            let codes = Bytes::owned(&[code; 32]);
+            let matrix = Nf4Matrix { rows: 1, cols: 64, block: 64, codes, scales, dtype };
+            if !matrix.value(0).is_finite() {
+                continue;
+            }
+            for value in x.map(|x| x * 1e-12) {
+                let x = [value; 64];
+                let (sum, largest) = sum_and_largest(&matrix, 0, &x);
+                for path in CpuPath::available() {
+                    let weight = WeightRef::Nf4(&matrix);
+                    let tables = RowTables::on(path, weight, Compute::F32);
+                    let y = of_product(&x, RowProduct::on(path, weight, Compute::F32).reading(tables.as_ref()))[0];
+                    let what = format!("{code:x} {scale} {dtype:?} {value} {}", path.name());
+                    assert!((f64::from(y) - sum).abs() <= 2e-7 * largest, "{what}: {y} for {sum}");
                 }
             }
         }

@@ -69,7 +69,7 @@ impl Source<'_> {
     /// A row of x as the functions for this weight want it; `ordered` has room for it.
     pub fn take_in(&self, kernels: &Kernels, input: Option<Input>, x: &[f32], ordered: &mut [f32], to: &mut [f32]) {
         match input {
-            Some(Input::Made(make)) => make(x, to),
+            Some(Input::Made { make, .. }) => make(x, to),
             Some(Input::Ordered(order)) => {
                 order(x, ordered);
                 self.convert(kernels, &ordered[..x.len()], to);

@@ -65,7 +65,12 @@ pub(super) enum Input {
     /// As words, in an order of theirs.
     Ordered(Order),
     /// As this function makes it.
-    Made(fn(x: &[f32], to: &mut [f32])),
+    Made {
+        /// Fills all words.
+        make: fn(x: &[f32], to: &mut [f32]),
+        /// Words of each piece.
+        words: usize,
+    },
 }
 
 /// What a path offers for this form.
@@ -74,6 +79,8 @@ pub(super) struct Functions {
     pub rows: &'static [RowsFn],
     /// What becomes of x.
     pub input: Input,
+    /// Whether weights that were quantised from such values can be multiplied so.
+    pub suits: fn(SourceDtype) -> bool,
 }
 
 /// A weight with the functions for it.
@@ -96,7 +103,7 @@ impl<'a> Fused<'a> {
         matrix: &'a Nf4Matrix,
         count: usize,
     ) -> Option<Fused<'a>> {
-        let functions = functions.filter(|_| has_whole_pieces(matrix))?;
+        let functions = functions.filter(|functions| has_whole_pieces(matrix) && (functions.suits)(matrix.dtype))?;
         let rounding = Rounding { dtype: matrix.dtype, narrow: source.compute == Compute::Bf16 };
         Some(Fused { matrix, scales: ScaleReader::new(matrix), functions, rounding, groups: groups(count), kept: None })
     }

@@ -138,5 +138,8 @@ unsafe fn products<const T: usize>(
     }
 }
 
+/// How x lies.
+pub(super) const INPUT: Input = Input::Ordered(order);
+
 /// f32 words with AVX2.
-pub(super) static AVX2: Functions = Functions { rows: &dot_row!(products), input: Input::Ordered(order) };
+pub(super) static AVX2: Functions = Functions { rows: &dot_row!(products), input: INPUT, suits: |_| true };

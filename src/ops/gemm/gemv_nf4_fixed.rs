@@ -37,7 +37,7 @@ const LINE: usize = 64;
 const WORDS: usize = PIECE / 2;
 
 /// Vectors of integers in a piece.
-const VECTORS: usize = PIECE / 16;
+pub(super) const VECTORS: usize = PIECE / 16;
 
 /// The codes as integers.
 const INTEGERS: [i16; 16] = {
@@ -94,38 +94,63 @@ fn every_second<const ODD: bool>([a, b, c, d]: [__m256i; 4]) -> __m256i {
     _mm256_packs_epi32(_mm256_castps_si256(first), _mm256_castps_si256(second))
 }
 
+/// A piece of x as its codes lie in their bytes: four values of either half of the piece in each vector. And the bits of the
+/// largest magnitude.
+///
+/// # Safety
+/// 64 values are readable; AVX2 is available.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn in_halves(x: *const f32) -> ([__m256; 2 * VECTORS], u32) {
+    let magnitude = _mm256_set1_epi32(0x7fff_ffff);
+    let mut values = [_mm256_setzero_ps(); 2 * VECTORS];
+    // By their bits magnitudes are ordered like integers, infinity and NaN behind all others.
+    let mut largest = _mm256_setzero_si256();
+    for (i, value) in values.iter_mut().enumerate() {
+        // SAFETY: by contract.
+        *value = unsafe { _mm256_loadu2_m128(x.add(PIECE / 2 + 4 * i), x.add(4 * i)) };
+        largest = _mm256_max_epi32(largest, _mm256_and_si256(_mm256_castps_si256(*value), magnitude));
+    }
+    let four = _mm_max_epi32(_mm256_castsi256_si128(largest), _mm256_extracti128_si256::<1>(largest));
+    let two = _mm_max_epi32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
+    let one = _mm_max_epi32(two, _mm_shuffle_epi32::<0b10_11_00_01>(two));
+    (values, _mm_cvtsi128_si32(one) as u32)
+}
+
 /// Makes the integers of a piece and returns their unit.
 ///
 /// # Safety
 /// 64 values are readable and as many integers writable; AVX2 is available.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn to_integers(x: *const f32, to: *mut __m256i) -> f32 {
-    let magnitude = _mm256_set1_epi32(0x7fff_ffff);
     // SAFETY: by contract, and `VECTORS` vectors of 16 integers are those of a piece.
     unsafe {
-        // Four values of either half of the piece in each: that is how the bytes of its codes lie.
-        let mut values = [_mm256_setzero_ps(); 2 * VECTORS];
-        // By their bits magnitudes are ordered like integers, infinity and NaN behind all others.
-        let mut largest = _mm256_setzero_si256();
-        for (i, value) in values.iter_mut().enumerate() {
-            *value = _mm256_loadu2_m128(x.add(PIECE / 2 + 4 * i), x.add(4 * i));
-            largest = _mm256_max_epi32(largest, _mm256_and_si256(_mm256_castps_si256(*value), magnitude));
-        }
-        let four = _mm_max_epi32(_mm256_castsi256_si128(largest), _mm256_extracti128_si256::<1>(largest));
-        let two = _mm_max_epi32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
-        let one = _mm_max_epi32(two, _mm_shuffle_epi32::<0b10_11_00_01>(two));
-        let (factor, step) = scale(_mm_cvtsi128_si32(one) as u32, LARGEST);
+        let (values, largest) = in_halves(x);
+        let (factor, step) = scale(largest, LARGEST);
         let factor = _mm256_set1_ps(factor);
         let mut integers = [_mm256_setzero_si256(); 2 * VECTORS];
         for (integer, value) in integers.iter_mut().zip(values) {
             *integer = _mm256_cvtps_epi32(_mm256_mul_ps(value, factor));
         }
-        for (half, four) in integers.as_chunks::<4>().0.iter().enumerate() {
-            to.add(half).write_unaligned(every_second::<false>(*four));
-            to.add(VECTORS / 2 + half).write_unaligned(every_second::<true>(*four));
+        for (i, words) in split(&integers).into_iter().enumerate() {
+            to.add(i).write_unaligned(words);
         }
         step / LARGEST
     }
+}
+
+/// The integers of a piece in 16 bits each and the order of lookups: even ones, then odd ones.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn split(integers: &[__m256i; 2 * VECTORS]) -> [__m256i; VECTORS] {
+    let [a, b, c, d, e, f, g, h] = *integers;
+    let (first, second) = ([a, b, c, d], [e, f, g, h]);
+    [
+        every_second::<false>(first),
+        every_second::<false>(second),
+        every_second::<true>(first),
+        every_second::<true>(second),
+    ]
 }
 
 /// Rows of codes times one row of x.
@@ -213,4 +238,5 @@ unsafe fn multiply([low, high]: [__m256i; 2], piece: *const u8, x: *const __m256
 }
 
 /// One row of x alone.
-pub(super) static FIXED: Functions = Functions { rows: &[rows], input: Input::Made(prepare) };
+pub(super) static FIXED: Functions =
+    Functions { rows: &[rows], input: Input::Made { make: prepare, words: WORDS + 1 }, suits: |_| true };

@@ -99,11 +99,15 @@ macro_rules! rows {
 }
 
 /// f32 words with AVX-512.
-pub(super) static AVX512: Functions =
-    Functions { rows: rows!(avx512, Avx512, "avx512f,avx512bw,avx512vl,avx512dq"), input: Input::Ordered(split::<32>) };
+pub(super) static AVX512: Functions = Functions {
+    rows: rows!(avx512, Avx512, "avx512f,avx512bw,avx512vl,avx512dq"),
+    input: Input::Ordered(split::<32>),
+    suits: |_| true,
+};
 
 /// Pairs of bf16 with AVX-512 BF16.
 pub(super) static PAIRS: Functions = Functions {
     rows: rows!(pairs, Pairs, "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16"),
     input: Input::Ordered(split::<64>),
+    suits: |_| true,
 };

@@ -38,6 +38,8 @@ mod gemv_nf4_fixed;
 #[cfg(target_arch = "x86_64")]
 mod gemv_nf4_rows;
 #[cfg(target_arch = "x86_64")]
+mod gemv_nf4_wide;
+#[cfg(target_arch = "x86_64")]
 mod gemv_nf4_x86;
 mod gemv_row;
 mod kernel;
