@@ -60,7 +60,11 @@ impl Weight {
                         offset: 0.1,
                         nested_block: 256,
                     },
-                    dtype: if name == "nf4-bf16" { SourceDtype::Bf16 } else { SourceDtype::F32 },
+                    dtype: match name {
+                        "nf4-bf16" => SourceDtype::Bf16,
+                        "nf4-f16" => SourceDtype::F16,
+                        _ => SourceDtype::F32,
+                    },
                 });
             }
         }

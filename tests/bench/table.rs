@@ -12,7 +12,7 @@ mod product;
 
 use llamantino::bench::{self, ModelChoice, Shape, TrainBench};
 use llamantino::device::{peak_resident_bytes, Compute};
-use llamantino::ops::gemm::{RowInput, RowProduct};
+use llamantino::ops::gemm::{RowInput, RowProduct, RowTables};
 use llamantino::ops::team;
 use llamantino::ops::Arena;
 use llamantino::train::recompute::Recompute;
@@ -54,7 +54,7 @@ fn rows() -> Vec<Row> {
         }
     }
     for (name, compute) in computes {
-        for storage in ["nf4", "nf4-bf16"] {
+        for storage in ["nf4", "nf4-f16", "nf4-bf16"] {
             add(format!("gemv {name} {storage} streamed"), Box::new(move |_| streamed(compute, storage)));
         }
     }
@@ -97,14 +97,15 @@ fn streamed(compute: Compute, storage: &'static str) -> Measured {
     let arena = Arena::new();
     let weights: Vec<Weight> = (0..400).map(|_| Weight::new(storage, &arena, 1536, 576)).collect();
     let bytes: f64 = weights.iter().map(Weight::bytes).sum();
+    let tables: Vec<_> = weights.iter().map(|weight| RowTables::new(weight.view(), compute)).collect();
     let x: Vec<f32> = (0..576).map(|i| (i % 7) as f32 * 0.1 - 0.3).collect();
     let mut rates = Vec::new();
     for _ in 0..9 {
         let start = Instant::now();
         team::run(rayon::current_num_threads(), |mut member| {
             let mut input = RowInput::default();
-            for weight in &weights {
-                let product = RowProduct::new(weight.view(), compute);
+            for (weight, tables) in weights.iter().zip(&tables) {
+                let product = RowProduct::new(weight.view(), compute).reading(tables.as_ref());
                 input.load(&x, [product].into_iter());
                 member.share(1536 / 48, |job| {
                     product.sums(&input, job * 48..(job + 1) * 48, &mut |_, sum| {
