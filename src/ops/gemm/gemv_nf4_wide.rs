@@ -9,9 +9,9 @@
 //!
 //! where u is the power of two for which the largest |X[i]| lies between 2²⁵ and 2²⁶, so what X loses is at most 2⁻²⁶ of the
 //! largest x of the piece, and nothing where x is at least a quarter of it. V are integers of 16 bits that are looked up by
-//! their two bytes ([`super::gemv_nf4_fixed`]); a lane adds up eight products, `8 · 2¹⁵ · 2¹³ ≤ 2³¹`, so sums are exact.
+//! their two bytes ([`super::gemv_nf4_fixed`]); a lane adds up eight products, `8 · 32767 · 2¹³ < 2³¹`, so sums are exact.
 //!
-//! Weights that were quantised from f16 or bf16 have values that are such integers times a power of two
+//! Weights that were quantised from f16 have values that are such integers times a power of two
 //! ([`super::row_tables_avx2`]). Those of f32 are `code · scale`, where the code has more bits than V:
 //!
 //! ```text
